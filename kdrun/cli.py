@@ -1,0 +1,131 @@
+"""The command line: compose the config, check it, and only then load TensorFlow and run the stage."""
+
+import logging
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from unittest import mock
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from kdrun.errors import InputError, KdrunError
+
+_LOG = logging.getLogger("kdrun")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run kdrun with command-line arguments (sys.argv's by default); returns the exit code (see errors.py)."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    full_error = {"HYDRA_FULL_ERROR": "1"}  # Hydra raises its errors instead of printing them and exiting with 1
+    try:
+        with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
+            options = get_args_parser().parse_args(arguments)
+            if not (options.help or options.hydra_help or options.cfg or options.info or options.shell_completion):
+                _check(options.overrides, options.config_dir, options.multirun)
+            hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_job)()
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except (KdrunError, HydraException, OmegaConfBaseException) as error:
+        problem = error if isinstance(error, KdrunError) else _explained(error, arguments)
+        print(f"kdrun: {problem}", file=sys.stderr)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        print("kdrun: Stopped by SIGINT.", file=sys.stderr)
+        return 130
+    except Exception:  # noqa: BLE001 - the last place where an unexpected error can be shown and turned into exit code 1
+        traceback.print_exc()
+        return 1
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def config_dir() -> Path:
+    """The folder of shipped config files: inside an installed package, beside it in a checkout."""
+    installed = Path(__file__).with_name("conf")
+    return installed if installed.is_dir() else Path(__file__).parent.with_name("conf")
+
+
+def compose(overrides: list[str]) -> tuple[dict, dict]:
+    """The config of some overrides, and its reference: the same choice of groups with nothing overridden."""
+    composed = hydra.compose("config", overrides, return_hydra_config=True)
+    choices = composed.hydra.runtime.choices
+    return _plain(composed), _reference([f"{group}={choice}" for group, choice in choices.items()])
+
+
+def _check(overrides: list[str], extra_dir: str | None, multirun: bool) -> None:
+    """Check every job that the command line asks for. Raises InputError, or what Hydra raises."""
+    from kdrun import config
+
+    if extra_dir:
+        overrides = [*overrides, f"hydra.searchpath=[file://{os.path.abspath(extra_dir)}]"]
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        for job in _jobs(overrides) if multirun else [overrides]:
+            config.check_together(config.check(*compose(job)))
+
+
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """Overrides of jobs in which each swept value occurs once: to check values, their combinations are not needed."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    sweeps = [
+        [f"{o.input_line.split('=')[0]}={value}" for value in o.sweep_string_iterator()]
+        for o in parsed
+        if o.is_discrete_sweep()
+    ]
+    first = [values[0] for values in sweeps]
+    jobs = [fixed + first]
+    for place, values in enumerate(sweeps):
+        jobs += [fixed + first[:place] + [value] + first[place + 1 :] for value in values[1:]]
+    return jobs
+
+
+def _job(composed: DictConfig) -> None:
+    """One job, in the directory that Hydra has made for it."""
+    from kdrun import config
+
+    given = _plain(composed)
+    checked = config.check(given, given)  # a sweep's combination of values is seen here for the first time
+    config.check_together(checked)
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tf_keras behind tf.keras: Keras 3 is then never imported
+    from kdrun import stages
+
+    stages.run(checked, Path(HydraConfig.get().runtime.output_dir))
+
+
+def _plain(composed: DictConfig) -> dict:
+    hydra_left_out = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    return OmegaConf.to_container(hydra_left_out, resolve=True, throw_on_missing=True)
+
+
+def _reference(choices: list[str]) -> dict:
+    kept = [choice for choice in choices if not choice.startswith(("hydra/", "experiment="))]
+    return OmegaConf.to_container(hydra.compose("config", kept), resolve=False)
+
+
+def _explained(error: Exception, arguments: list[str]) -> InputError:
+    """Hydra's and OmegaConf's errors in a line of our own."""
+    cause = error.__cause__ or error
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, given = str(error.missing_cfg_file).rpartition("/")
+        return InputError(f"{group}={given}: there is no such {group}. Allowed: {', '.join(sorted(error.options))}.")
+    if unknown := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", str(error)):
+        from kdrun import config
+
+        groups = [a for a in arguments if "=" in a and (config_dir() / a.split("=")[0].split("@")[0]).is_dir()]
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return config.unknown_key(unknown[1], dict(config.flatten(_reference(groups))))
+    if isinstance(cause, MissingMandatoryValue):
+        key = getattr(cause, "full_key", None) or str(cause)
+        return InputError(f"{key} must be given. Write {key}=VALUE.")
+    line = " ".join(str(error).split())
+    return InputError(f"{line} (The command line: key=value, lists in brackets, quotes around the whole word.)")

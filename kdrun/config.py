@@ -1,0 +1,258 @@
+"""What a config may hold: every key's type and range, and what must fit together. No TensorFlow in here.
+
+Errors are InputErrors of one line: what, what was given, what is allowed. They come before a run directory is made.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from kdrun import models, runs
+from kdrun.data import batches, datasets
+from kdrun.errors import InputError
+from kdrun.teachers import checkpoint
+
+Rule = Callable[[str, Any], Any]  # (key, given) -> the value to use; raises InputError
+
+
+def integer(least: int, most: int | None = None, optional: bool = False) -> Rule:
+    """A whole number in a range; null where optional."""
+    allowed = f"a whole number {f'of at least {least}' if most is None else f'from {least} to {most}'}"
+
+    def check(key, given):
+        if given is None and optional:
+            return None
+        whole = isinstance(given, int) and not isinstance(given, bool)
+        if not whole or given < least or (most is not None and given > most):
+            raise _refused(key, given, allowed + (" or null" if optional else ""), least if most is None else most)
+        return given
+
+    return check
+
+
+def number(low: float, high: float = math.inf, low_included: bool = True, high_included: bool = True) -> Rule:
+    """A finite number in a range; whole numbers become floats, so that 10 and 10.0 are one config."""
+    allowed = f"a number {'of at least' if low_included else 'above'} {low:g}"
+    if high < math.inf:
+        allowed = f"a number from {low:g} to {high:g}" if high_included else f"a number from {low:g} to below {high:g}"
+
+    def check(key, given):
+        if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+            raise _refused(key, given, allowed)
+        inside = (given > low or (low_included and given == low)) and (given < high or (high_included and given == high))
+        if not inside:
+            raise _refused(key, given, allowed)
+        return float(given)
+
+    return check
+
+
+def integers(least: int) -> Rule:
+    """A list, not empty, of whole numbers."""
+
+    def check(key, given):
+        whole = isinstance(given, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in given)
+        if not whole or not given:
+            raise _refused(key, given, f"a list of whole numbers of at least {least}, not empty", "[6,12]")
+        return given
+
+    return check
+
+
+def boolean(key: str, given: Any) -> bool:
+    """true or false."""
+    if not isinstance(given, bool):
+        raise _refused(key, given, "true or false", "true")
+    return given
+
+
+def text(key: str, given: Any) -> str:
+    """A text that is not empty."""
+    if not isinstance(given, str) or not given:
+        raise _refused(key, given, "a text, not empty")
+    return given
+
+
+def one_of(*names: str) -> Rule:
+    """One of some names."""
+
+    def check(key, given):
+        if given not in names:
+            raise _refused(key, given, f"one of {', '.join(names)}", (get_close_matches(str(given), names, 1) or names)[0])
+        return given
+
+    return check
+
+
+# Rules by the last part of a key: a name means the same thing wherever it stands. A key that is not here (of a model
+# that somebody added, say) must be of its default's type.
+RULES: dict[str, Rule] = {
+    "seed": integer(0, 2**31 - 1),
+    "epochs": integer(1),
+    "batch_size": integer(1),
+    "evaluation_batch_size": integer(1),
+    "temperature": number(0, low_included=False),
+    "alpha": number(0, 1),
+    "precision": one_of("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+    "outputs": text,
+    "reuse": boolean,
+    "run": text,
+    "path": text,
+    "image_size": integer(1, 4096),
+    "validation_size": integer(1),
+    "train_size": integer(1, optional=True),
+    "test_size": integer(1, optional=True),
+    "num_classes": integer(2, optional=True),
+    "jitter": integer(0, 64),
+    "flip": boolean,
+    "growth_rate": integer(1),
+    "blocks": integers(1),
+    "hidden_units": integers(1),
+    "filters": integers(1),
+    "input_dropout": number(0, 1, high_included=False),
+    "hidden_dropout": number(0, 1, high_included=False),
+    "learning_rate": number(0, low_included=False),
+    "weight_decay": number(0),
+    "momentum": number(0, 1, high_included=False),
+    "beta_1": number(0, 1, high_included=False),
+    "beta_2": number(0, 1, high_included=False),
+    "epsilon": number(0, low_included=False),
+    "rectify": boolean,
+    "nesterov": boolean,
+    "schedule": one_of("constant", "cosine"),
+    "warmup_epochs": number(0),
+    "scale_by_temperature_squared": boolean,
+    "histograms": boolean,
+}
+
+# What a stage trains, by role: only these roles' models have to fit the data.
+_TRAINS = {"teacher": ["teacher"], "student": ["student"], "distill": ["student"], "evaluate": []}
+
+
+def check(given: Mapping, reference: Mapping) -> dict:
+    """The config with its values checked one by one, as plain dictionaries.
+
+    `reference` is the same choice of groups with nothing overridden: it says which keys there are, and of what type.
+    Keys named `name` are their group's and cannot be set by hand.
+    """
+    known = dict(flatten(reference))
+    values = dict(flatten(given))
+    for key in values.keys() - known.keys():
+        raise unknown_key(key, known)
+    for key in known.keys() - values.keys():
+        raise InputError(f"{key} was removed; it must stay. Leave out ~{key.split('.')[0]}.")
+    return _checked(given, known, "")
+
+
+def check_together(config: Mapping) -> None:
+    """What must fit together: data and its files, sizes, models, the teacher's or evaluated run, the outputs folder."""
+    stage, data = config["stage"], config["data"]
+    if stage == "evaluate":
+        _check_evaluated(config)
+        config = {**config, "data": runs.read(config["run"])["config"]["data"]}
+        data = config["data"]
+    shapes = datasets.shapes(data)
+    held_out = data["validation_size"]
+    rest = shapes.train[0] - held_out
+    if rest < 1:
+        raise InputError(
+            f"data.validation_size={held_out} leaves no training images: {data['name']} has {shapes.train[0]}. "
+            f"It must be below {shapes.train[0]}."
+        )
+    for key, most in (("train_size", rest), ("test_size", shapes.test[0])):
+        if data[key] is not None and data[key] > most:
+            raise InputError(f"data.{key}={data[key]} is more than there are: {most}. Give at most {most}, or null for all.")
+    if stage == "evaluate":
+        datasets.load(data)
+        return
+    if data["augment"]["jitter"] >= min(shapes.train[1:3]):
+        raise InputError(
+            f"data.augment.jitter={data['augment']['jitter']} would shift images of {shapes.train[1]}x{shapes.train[2]} "
+            f"pixels out of sight. It must be below {min(shapes.train[1:3])}."
+        )
+    training_size = data["train_size"] or rest
+    for role in [stage] if stage in _TRAINS else ["teacher", "student", "distill"]:
+        size = config[role]["batch_size"]
+        if size > training_size:
+            raise InputError(
+                f"{role}.batch_size={size} is larger than the training split of {training_size} images. "
+                f"Give at most {training_size}."
+            )
+        if config["optimizer"]["warmup_epochs"] > config[role]["epochs"]:
+            raise InputError(
+                f"optimizer.warmup_epochs={config['optimizer']['warmup_epochs']:g} is more than {role}.epochs="
+                f"{config[role]['epochs']}. Give at most that."
+            )
+        batches.steps_per_epoch(training_size, size)
+    for role in _TRAINS.get(stage, ["teacher", "student"]):
+        smallest = models.smallest_image_size(config[role]["model"])
+        if data["image_size"] < smallest:
+            raise InputError(
+                f"data.image_size={data['image_size']} is too small for {role}.model={config[role]['model']['name']}: its "
+                f"last pooling would have nothing to pool. Set data.image_size={smallest} or more."
+            )
+    if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
+        raise InputError("optimizer.nesterov=true needs optimizer.momentum above 0, got 0. Set optimizer.momentum=0.9.")
+    datasets.load(data)
+    if stage == "distill" or (stage == "pipeline" and config["teacher"]["run"] != "auto"):
+        checkpoint.locate(config)
+    runs.check_writable(config["outputs"])
+
+
+def unknown_key(key: str, known: Mapping) -> InputError:
+    """The error for a key that is not there, with the nearest ones that are."""
+    near = get_close_matches(key, known, 3, 0.6) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
+    # the same word further down (batchsize -> batch_size, student.alpha -> alpha)
+    near = near or get_close_matches(key.split(".")[-1], known, 3, 0.6)
+    hint = f"Did you mean {', '.join(near)}?" if near else "See kdrun --cfg job for every key."
+    return InputError(f"{key}: there is no such key. {hint}")
+
+
+def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; an empty mapping is a leaf."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _checked(tree: Mapping, known: Mapping, prefix: str) -> dict:
+    checked = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            checked[name] = _checked(value, known, f"{key}.")
+        elif name == "name" and value != known[key]:
+            group = prefix.rstrip(".")
+            choice = f"model@{group}" if group.endswith(".model") else group
+            raise InputError(f"{key} cannot be set by hand, got {value!r}: it is its group's. Write {choice}={value}.")
+        else:
+            checked[name] = RULES.get(name, _like(known[key]))(key, value)
+    return checked
+
+
+def _like(default: Any) -> Rule:
+    if isinstance(default, bool):
+        return boolean
+    if isinstance(default, int):
+        return integer(-(2**63))
+    if isinstance(default, float):
+        return number(-math.inf)
+    return text if isinstance(default, str) else lambda key, given: given
+
+
+def _refused(key: str, given: Any, allowed: str, example: Any = None) -> InputError:
+    shown = "null" if given is None else str(given).lower() if isinstance(given, bool) else repr(given)
+    hint = "" if example is None else f" For example {key}={example}."
+    return InputError(f"{key} must be {allowed}, got {shown}.{hint}")
+
+
+def _check_evaluated(config: Mapping) -> None:
+    record = runs.read(config["run"])
+    if record["stage"] not in _TRAINS:
+        raise InputError(f"run: {config['run']} is a {record['stage']} run; evaluate takes a teacher, student or distill run.")
+    if record["status"] != "completed":
+        raise InputError(f"run: {config['run']} is {record['status']}, not completed. Give a completed run.")

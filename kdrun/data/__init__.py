@@ -1,0 +1,1 @@
+"""Datasets and batches; no TensorFlow in here."""

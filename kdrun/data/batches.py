@@ -1,0 +1,55 @@
+"""Batches: which images a training step sees, and in which view, as a pure function of (seed, step).
+
+Training is one endless stream: a fresh permutation of the training set per pass, one pass after the other, cut into
+batches of equal size. There is no shuffle buffer and no state, so resuming in mid-epoch is arithmetic. An epoch is
+ceil(n / batch_size) steps.
+
+A view is what augmentation makes of an image, as one integer: with `jitter` j there are (2j + 1)^2 shifts, with
+`flip` twice as many. Views are finite, so what a teacher says of each can be kept.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+_ORDER, _VIEW = 0, 1  # streams of random numbers that must not meet
+
+
+def steps_per_epoch(size: int, batch_size: int) -> int:
+    """Steps that an epoch over `size` images takes: ceil(size / batch_size)."""
+    return -(-size // batch_size)
+
+
+def view_count(jitter: int, flip: bool) -> int:
+    """How many views of an image the augmentation can make, itself included."""
+    return (2 * jitter + 1) ** 2 * (2 if flip else 1)
+
+
+def unchanged_view(jitter: int) -> int:
+    """The view that leaves an image as it is: no shift, no flip."""
+    return 2 * jitter * (jitter + 1)
+
+
+def stream(seed: int, step: int, count: int, batch_size: int, size: int, views: int) -> tuple[np.ndarray, np.ndarray]:
+    """The batches of `count` steps from `step` on.
+
+    Returns image indices and views, both int32 [count, batch_size]. The view of an image is keyed by (seed, pass,
+    index).
+    """
+    positions = np.arange(step * batch_size, (step + count) * batch_size, dtype=np.int64)
+    passes, offsets = positions // size, positions % size
+    indices = np.empty(positions.shape, np.int32)
+    chosen = np.empty(positions.shape, np.int32)
+    for number in np.unique(passes):
+        here = passes == number
+        order, view = _pass(seed, int(number), size, views)
+        indices[here] = order[offsets[here]]
+        chosen[here] = view[indices[here]]
+    return indices.reshape(count, batch_size), chosen.reshape(count, batch_size)
+
+
+@lru_cache(maxsize=4)
+def _pass(seed: int, number: int, size: int, views: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.random.default_rng([seed, number, _ORDER]).permutation(size).astype(np.int32)
+    view = np.random.default_rng([seed, number, _VIEW]).integers(views, size=size, dtype=np.int32)
+    return order, view

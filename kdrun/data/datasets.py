@@ -1,0 +1,256 @@
+"""Datasets: a name and a path become arrays of images and labels, checked before anything is trained on them."""
+
+import gzip
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kdrun.errors import InputError
+from kdrun.registry import get, register
+
+_MNIST = Path(__file__).with_name("mnist.npz")
+_MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+class Split(NamedTuple):
+    """Images, uint8 [n, height, width, channels], and labels, int32 [n]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """Three splits, the number of classes, and the sha256 of the files that they were read from."""
+
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    sha256: str
+
+
+class Shapes(NamedTuple):
+    """What can be said of a dataset from its headers alone: array shapes (n first) of training and test images."""
+
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+@register("data", "mnist")
+def mnist(data: Mapping) -> "_Npz":
+    """MNIST as bundled with kdrun; refused when its sha256 is not the published one."""
+    source = _Npz(_MNIST, num_classes=10)
+    if source.sha256 != _MNIST_SHA256:
+        raise InputError(
+            f"The bundled MNIST file {_MNIST} is damaged: its sha256 is {source.sha256}, it must be {_MNIST_SHA256}. "
+            "Install kdrun again."
+        )
+    return source
+
+
+@register("data", "npz")
+def npz(data: Mapping) -> "_Npz":
+    """The user's own .npz file with the arrays x_train, y_train, x_test and y_test."""
+    return _Npz(_existing(data["path"], "data.path", "a .npz file with x_train, y_train, x_test, y_test"), data["num_classes"])
+
+
+@register("data", "fashion_mnist")
+def fashion_mnist(data: Mapping) -> "_Idx":
+    """Fashion-MNIST from four IDX files, by default where Debian's package puts them."""
+    hint = "the folder of its four IDX files (Debian: apt-get install dataset-fashion-mnist)"
+    return _Idx(_existing(data["path"], "data.path", hint))
+
+
+def shapes(data: Mapping) -> Shapes:
+    """Shapes of the configured dataset from its files' headers. Raises InputError where a file cannot be used."""
+    source = _source(_key(data))
+    train, test = source.shape("x_train"), source.shape("x_test")
+    for name, shape in (("x_train", train), ("x_test", test)):
+        if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
+            raise InputError(
+                f"{source.path}: {name} has shape {list(shape)}; it must be [n, height, width] or "
+                "[n, height, width, 1 or 3], and not empty."
+            )
+        labels = name.replace("x_", "y_")
+        if source.shape(labels) != shape[:1]:
+            raise InputError(
+                f"{source.path}: {labels} has shape {list(source.shape(labels))}; {name} has {shape[0]} images, so it "
+                f"must be [{shape[0]}]."
+            )
+    if train[1:] != test[1:]:
+        raise InputError(
+            f"{source.path}: x_train's images are {list(train[1:])} and x_test's {list(test[1:])}; they must be of one size."
+        )
+    return Shapes(train, test)
+
+
+def fingerprint(data: Mapping) -> str:
+    """The sha256 of the configured dataset's files."""
+    return _source(_key(data)).sha256
+
+
+def load(data: Mapping) -> Dataset:
+    """The configured dataset, split: the first `validation_size` training images are the validation set.
+
+    Raises InputError where a file is missing, damaged, or holds something else than images and labels. Arrays are
+    kept for the process, so that a sweep's jobs read them once; they are read-only.
+    """
+    x_train, y_train, x_test, y_test, num_classes = _arrays(_key(data))
+    held_out, used = data["validation_size"], data["train_size"]
+    end = None if used is None else held_out + used
+    return Dataset(
+        Split(x_train[held_out:end], y_train[held_out:end]),
+        Split(x_train[:held_out], y_train[:held_out]),
+        Split(x_test[: data["test_size"]], y_test[: data["test_size"]]),
+        num_classes,
+        fingerprint(data),
+    )
+
+
+def _key(data: Mapping) -> tuple:
+    return data["name"], data.get("path"), data.get("num_classes")
+
+
+@lru_cache(maxsize=2)
+def _source(key: tuple):
+    name, path, num_classes = key
+    return get("data", name)({"path": path, "num_classes": num_classes})
+
+
+@lru_cache(maxsize=1)
+def _arrays(key: tuple) -> tuple:
+    source = _source(key)
+    shapes(dict(zip(("name", "path", "num_classes"), key, strict=True)))
+    arrays = {name: source.read(name) for name in _KEYS}
+    for name, array in arrays.items():
+        allowed = np.uint8 if name.startswith("x_") else np.integer
+        if not np.issubdtype(array.dtype, allowed):
+            raise InputError(f"{source.path}: {name} is {array.dtype}; it must be {np.dtype(allowed).name if allowed is np.uint8 else 'integers'}.")
+    num_classes = source.num_classes or int(arrays["y_train"].max()) + 1
+    for name in ("y_train", "y_test"):
+        low, high = int(arrays[name].min()), int(arrays[name].max())
+        if low < 0 or high >= num_classes:
+            raise InputError(
+                f"{source.path}: {name} holds labels from {low} to {high}; with {num_classes} classes they must be from "
+                f"0 to {num_classes - 1}."
+            )
+    if num_classes < 2:
+        raise InputError(f"{source.path}: y_train holds one class only; at least 2 are needed.")
+    images = [a if a.ndim == 4 else a[..., np.newaxis] for a in (arrays["x_train"], arrays["x_test"])]
+    labels = [arrays[name].astype(np.int32) for name in ("y_train", "y_test")]
+    for array in (*images, *labels):
+        array.flags.writeable = False
+    return images[0], labels[0], images[1], labels[1], num_classes
+
+
+def _existing(path: str, key: str, what: str) -> Path:
+    if not Path(path).exists():
+        raise InputError(f"{key}: {path} does not exist. Set {key} to {what}.")
+    return Path(path)
+
+
+def _sha256(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+class _Npz:
+    """A .npz file: headers without decompressing, arrays without pickle."""
+
+    def __init__(self, path: Path, num_classes: int | None):
+        self.path, self.num_classes = path, num_classes
+        self._headers = {}
+        try:
+            self.sha256 = _sha256([path])
+            with zipfile.ZipFile(path) as archive:
+                members = set(archive.namelist())
+                missing = [name for name in _KEYS if f"{name}.npy" not in members]
+                if missing:
+                    raise InputError(f"{path}: no array {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")
+                for name in _KEYS:
+                    with archive.open(f"{name}.npy") as member:
+                        version = np.lib.format.read_magic(member)
+                        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                        shape, _, dtype = read(member)
+                    if dtype.hasobject:
+                        raise InputError(f"{path}: {name} holds Python objects; it must hold numbers.")
+                    claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
+                    held = archive.getinfo(f"{name}.npy").file_size
+                    if not 0 <= claimed <= held:
+                        raise InputError(f"{path}: {name} claims {claimed} bytes and the file holds {held}. It is damaged.")
+                    self._headers[name] = shape
+        except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+            raise InputError(f"{path}: not a readable .npz file ({error}). Write it again with numpy.savez.") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._headers[name]
+
+    def read(self, name: str) -> np.ndarray:
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                return archive[name]
+        except (OSError, zipfile.BadZipFile, ValueError, EOFError, zipfile.zlib.error) as error:
+            raise InputError(f"{self.path}: {name} cannot be read ({error}). The file is damaged or truncated.") from error
+
+
+class _Idx:
+    """A folder of four IDX files (magic, sizes, bytes), each with or without .gz."""
+
+    num_classes = 10
+    _NAMES = {
+        "x_train": "train-images-idx3-ubyte",
+        "y_train": "train-labels-idx1-ubyte",
+        "x_test": "t10k-images-idx3-ubyte",
+        "y_test": "t10k-labels-idx1-ubyte",
+    }
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._files = {name: self._find(file) for name, file in self._NAMES.items()}
+        self.sha256 = _sha256(list(self._files.values()))
+
+    def _find(self, file: str) -> Path:
+        for candidate in (self.path / file, self.path / f"{file}.gz"):
+            if candidate.is_file():
+                return candidate
+        raise InputError(f"data.path: {self.path} holds no {file} or {file}.gz. It must hold the four IDX files.")
+
+    def _open(self, name: str):
+        path = self._files[name]
+        return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        try:
+            with self._open(name) as file:
+                return self._header(file, name)
+        except (OSError, EOFError, gzip.zlib.error) as error:
+            raise InputError(f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated.") from error
+
+    def _header(self, file, name: str) -> tuple[int, ...]:
+        dimensions = 3 if name.startswith("x_") else 1
+        head = file.read(4 + 4 * dimensions)
+        if len(head) < 4 + 4 * dimensions or head[:4] != bytes([0, 0, 8, dimensions]):
+            raise InputError(f"{self._files[name]}: not an IDX file of unsigned bytes with {dimensions} dimension(s).")
+        return tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
+
+    def read(self, name: str) -> np.ndarray:
+        try:
+            with self._open(name) as file:
+                shape = self._header(file, name)
+                expected = int(np.prod(shape, dtype=object))
+                payload = file.read()
+        except (OSError, EOFError, gzip.zlib.error) as error:
+            raise InputError(f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated.") from error
+        if len(payload) != expected:
+            raise InputError(f"{self._files[name]}: {len(payload)} bytes of data, its header says {expected}. It is damaged.")
+        return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)

@@ -1,0 +1,35 @@
+"""Models: a name and its keys become a network from images to logits."""
+
+from collections.abc import Mapping
+
+from kdrun.registry import get
+
+
+def smallest_image_size(model: Mapping) -> int:
+    """Pixels a side that the configured model needs at least."""
+    try:
+        return get("smallest_image_size", model["name"])(model)
+    except KeyError:
+        return 1
+
+
+def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, seed: int, policy: str):
+    """A tf_keras.Model from float32 images [batch, *image_shape] to float32 logits [batch, num_classes].
+
+    The same seed gives the same initial weights, whatever was built before in this process. `policy` is a tf_keras
+    dtype policy's name; logits are float32 in every policy.
+    """
+    import tf_keras
+
+    keys = {key: value for key, value in model.items() if key != "name"}
+    tf_keras.backend.clear_session()
+    tf_keras.utils.set_random_seed(seed)
+    before = tf_keras.mixed_precision.global_policy()
+    tf_keras.mixed_precision.set_global_policy(policy)
+    try:
+        inputs = tf_keras.Input(image_shape, dtype="float32", name="image")
+        x = get("model", model["name"])(inputs, num_classes, **keys)
+        outputs = tf_keras.layers.Activation("linear", dtype="float32", name="logits")(x)
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before)
+    return tf_keras.Model(inputs, outputs, name=model["name"])

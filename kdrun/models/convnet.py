@@ -1,0 +1,21 @@
+"""The convolutional network of the Keras example "knowledge_distillation"."""
+
+from kdrun.registry import register
+
+
+@register("model", "convnet")
+def convnet(inputs, num_classes: int, *, filters: list[int]):
+    """Logits [batch, num_classes] of images [batch, height, width, channels].
+
+    3x3 convolutions of stride 2, LeakyReLU 0.2 and a max-pooling of stride 1 between them.
+    """
+    from tf_keras import layers
+
+    x = inputs
+    for number, width in enumerate(filters, start=1):
+        x = layers.Conv2D(width, 3, strides=2, padding="same", name=f"conv{number}")(x)
+        if number < len(filters):
+            x = layers.LeakyReLU(0.2, name=f"conv{number}_relu")(x)
+            x = layers.MaxPooling2D(2, strides=1, padding="same", name=f"conv{number}_pool")(x)
+    x = layers.Flatten(name="embedding")(x)
+    return layers.Dense(num_classes, name="classifier")(x)

@@ -1,0 +1,38 @@
+"""The source notebook's DenseNet-121-like network (after arXiv 1608.06993)."""
+
+from kdrun.registry import register
+
+
+@register("smallest_image_size", "densenet")
+def smallest_image_size(model) -> int:
+    """Pixels a side below which a pooling between blocks has nothing left to pool."""
+    entry = 2 ** (len(model["blocks"]) - 1)  # what the poolings between blocks divide by, rounding down
+    return 4 * entry - 3  # the entry flow divides by two twice, rounding up
+
+
+@register("model", "densenet")
+def densenet(inputs, num_classes: int, *, growth_rate: int, blocks: list[int]):
+    """Logits [batch, num_classes] of images [batch, height, width, channels].
+
+    As the notebook has it: ReLU6, biases in all convolutions, new features concatenated before the old, no
+    normalisation after the entry convolution or the last block.
+    """
+    from tf_keras import layers
+
+    x = layers.Conv2D(2 * growth_rate, 7, strides=2, padding="same", name="entry")(inputs)
+    x = layers.MaxPooling2D(3, strides=2, padding="same", name="entry_pool")(x)
+    for block, pairs in enumerate(blocks, start=1):
+        for pair in range(1, pairs + 1):
+            new = x
+            for kernel, filters in ((1, 4 * growth_rate), (3, growth_rate)):
+                name = f"block{block}_{pair}_{kernel}x{kernel}"
+                new = layers.BatchNormalization(name=f"{name}_norm")(new)
+                new = layers.ReLU(max_value=6, name=f"{name}_relu6")(new)
+                new = layers.Conv2D(filters, kernel, padding="same", name=name)(new)
+            x = layers.Concatenate(name=f"block{block}" if pair == pairs else f"block{block}_{pair}")([new, x])
+        if block < len(blocks):
+            x = layers.BatchNormalization(name=f"transition{block}_norm")(x)
+            x = layers.Conv2D(x.shape[-1] // 2, 1, padding="same", name=f"transition{block}")(x)
+            x = layers.AveragePooling2D(2, name=f"transition{block}_pool")(x)
+    x = layers.GlobalAveragePooling2D(name="embedding")(x)
+    return layers.Dense(num_classes, name="classifier")(x)

@@ -1,0 +1,1 @@
+"""Objectives: what the student is asked to match."""

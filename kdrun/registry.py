@@ -1,0 +1,38 @@
+"""Names that a config may use, and the functions they stand for.
+
+A dataset, model, optimizer, objective or stage is a function in a module of its group's package, registered under a
+name. Modules are found by looking into the package, so that a new file is all that a new entry needs.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
+
+_PACKAGES = {
+    "data": "kdrun.data",
+    "model": "kdrun.models",
+    "smallest_image_size": "kdrun.models",
+    "optimizer": "kdrun.training",
+    "objective": "kdrun.objectives",
+    "stage": "kdrun.stages",
+}
+_functions: dict[tuple[str, str], Callable] = {}
+
+
+def register(group: str, name: str) -> Callable[[Callable], Callable]:
+    """Decorator: make a function what `name` stands for in `group`."""
+
+    def enter(function: Callable) -> Callable:
+        _functions[group, name] = function
+        return function
+
+    return enter
+
+
+def get(group: str, name: str) -> Callable:
+    """The function registered as `name` in `group`. Raises KeyError for a name that no module registers."""
+    if (group, name) not in _functions:
+        package = import_module(_PACKAGES[group])
+        for module in iter_modules(package.__path__):
+            import_module(f"{package.__name__}.{module.name}")
+    return _functions[group, name]

@@ -1,0 +1,1 @@
+"""What runs say, for people: tables and figures."""

@@ -1,0 +1,38 @@
+"""Tables for the terminal and the log."""
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+log = logging.getLogger(__name__)
+
+_NAMES = {"teacher": "teacher", "student": "student alone", "distill": "distilled student"}
+
+
+def comparison(rows: Sequence[Mapping]) -> None:
+    """Log the table that a pipeline ends with; best by validation first, the last epoch's accuracy beside it."""
+    count = rows[0]["test"]["count"]
+    table = Table(title=f"Test set, weights best by validation ({count:,} images)", title_justify="left")
+    table.add_column("")
+    for heading in ("parameters", "accuracy", f"errors of {count:,}", "cross-entropy", "agreement with teacher", "last epoch's accuracy", "steps", "seconds"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            _NAMES[row["stage"]],
+            f"{row['parameters']:,}",
+            f"{row['test']['accuracy']:.2%}",
+            f"{row['test']['errors']:,}",
+            f"{row['test']['cross_entropy']:.4f}",
+            "" if row["stage"] == "teacher" else f"{row['teacher_agreement']:.2%}",
+            f"{row['test_last']['accuracy']:.2%}",
+            f"{row['steps']:,}",
+            f"{row['training_seconds']:,.0f}",
+        )
+    text = io.StringIO()
+    Console(file=text, width=120, color_system=None).print(table)
+    log.info("\n%s", text.getvalue().rstrip())
+    for row in rows:
+        log.info("%s: %s", _NAMES[row["stage"]], row["run"])

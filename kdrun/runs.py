@@ -1,0 +1,188 @@
+"""A run directory: made, written, described by its run.json, found again.
+
+No TensorFlow in here: runs are looked up before it is known whether anything has to be computed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from kdrun.errors import Diverged, InputError, Stopped
+
+_FORMAT = 1  # raise when the same config would no longer give the same result
+_PACKAGES = ("tensorflow", "tf-keras", "adabelief-tf", "numpy", "hydra-core")
+
+
+def create(outputs: str, stage: str) -> Path:
+    """A new, empty run directory outputs/<stage>/<timestamp>; a collision gets a suffix."""
+    base = Path(outputs) / stage / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1, 1000):
+        run_dir = base if attempt == 1 else base.with_name(f"{base.name}_{attempt}")
+        try:
+            run_dir.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return run_dir
+    raise InputError(f"{base}: a thousand runs were started in this second. Wait a moment.")
+
+
+def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: str | None = None) -> dict:
+    """Everything that the result of a training stage depends on, as plain values."""
+    role = "teacher" if stage == "teacher" else "student"
+    depends = {
+        "format": _FORMAT,
+        "stage": stage,
+        "model": config[role]["model"],
+        "seed": config["teacher"]["seed"] if stage == "teacher" else config["seed"],
+        "epochs": config[stage]["epochs"],
+        "batch_size": config[stage]["batch_size"],
+        "evaluation_batch_size": config["evaluation_batch_size"],
+        "precision": config["precision"],
+        "optimizer": config["optimizer"],
+        "data": {key: value for key, value in config["data"].items() if key != "path"},
+        "dataset_sha256": dataset_sha256,
+    }
+    if stage == "distill":
+        depends |= {key: config[key] for key in ("temperature", "alpha", "objective")}
+        depends["teacher_weights"] = teacher_weights
+    return depends
+
+
+def fingerprint(depends: Mapping) -> str:
+    """sha256 of an identity."""
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def recording(run_dir: Path, config: Mapping, **facts) -> Iterator[dict]:
+    """Keep run.json while a stage runs: `running` at first, then how it ended.
+
+    Yields the record; what the stage puts under `results` is written when it ends. The log goes to kdrun.log.
+    """
+    handler = logging.FileHandler(run_dir / "kdrun.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("kdrun").addHandler(handler)
+    record = {"stage": config["stage"], "status": "running", **facts, **_environment(), "started": _now(), "config": config}
+    write_json(run_dir / "run.json", record)
+    try:
+        yield record
+        record["status"] = "completed"
+    except BaseException as error:
+        stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        record["status"] = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
+        record["error"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        record["finished"] = _now()
+        logging.getLogger("kdrun").removeHandler(handler)
+        handler.close()
+        write_json(run_dir / "run.json", record)
+
+
+def read(run_dir: str | Path) -> dict:
+    """The run.json of a run directory. Raises InputError when there is none or it cannot be read."""
+    path = Path(run_dir) / "run.json"
+    try:
+        record = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{run_dir} is not a run directory: {path.name} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
+    if not isinstance(record, dict) or not {"stage", "status", "config"} <= record.keys():
+        raise InputError(f"{path} is not the record of a kdrun run.")
+    return record
+
+
+def completed(outputs: str, stage: str) -> list[tuple[Path, dict]]:
+    """Completed runs of a stage below `outputs`, newest first, with their records."""
+    found = []
+    for path in [*Path(outputs).glob(f"{stage}/*/run.json"), *Path(outputs).glob("sweeps/*/*/run.json")]:
+        try:
+            record = read(path.parent)
+        except InputError:  # somebody else's, or damaged: not a run that can be used
+            continue
+        if record["stage"] == stage and record["status"] == "completed":
+            found.append((path.parent, record))
+    return sorted(found, key=lambda run: run[1]["finished"], reverse=True)
+
+
+def find(outputs: str, depends: Mapping) -> Path | None:
+    """The newest completed run with this identity whose weights are what its record says; None when there is none."""
+    wanted = fingerprint(depends)
+    for run_dir, record in completed(outputs, depends["stage"]):
+        if record.get("fingerprint") == wanted and intact(run_dir, record):
+            return run_dir
+    return None
+
+
+def intact(run_dir: Path, record: Mapping) -> bool:
+    """Whether the weights and predictions of a run are byte for byte what its record says."""
+    try:
+        return all(sha256(run_dir / name) == digest for name, digest in record["files"].items())
+    except (OSError, KeyError):
+        return False
+
+
+def check_writable(outputs: str) -> None:
+    """Make the outputs folder. Raises InputError where that, or writing into it, is refused."""
+    probe = Path(outputs) / f".{uuid.uuid4().hex}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"outputs: {outputs} cannot be written to ({error.strerror}). Set outputs to a folder of yours.") from error
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_with(path: Path, write: Callable[[str], None]) -> None:
+    """Have `write(temporary name)` write a file in the same folder, flush it to disk, then rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        write(str(temporary))
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    """Write a value as JSON, all or nothing."""
+    write_with(path, lambda name: Path(name).write_text(json.dumps(value, indent=2, allow_nan=False) + "\n"))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def _environment() -> dict:
+    package = Path(__file__).parent
+    git = ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        # only where kdrun itself is tracked: an installed copy inside somebody's repository has no commit
+        tracked = subprocess.run([*git[:3], "ls-files", "--error-unmatch", "runs.py"], capture_output=True).returncode == 0
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if tracked else None
+    except OSError:
+        commit = None
+    return {
+        "packages": {name: version(name) for name in _PACKAGES},
+        "git_commit": commit,
+        "host": {"name": platform.node(), "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "pid": os.getpid(),
+    }

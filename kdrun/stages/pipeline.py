@@ -1,0 +1,70 @@
+"""Teacher, student alone, distilled student, and how they compare."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from kdrun import runs, stages
+from kdrun.data import datasets
+from kdrun.registry import register
+from kdrun.reports import tables
+from kdrun.teachers import checkpoint
+from kdrun.training import metrics
+
+log = logging.getLogger(__name__)
+
+
+@register("stage", "pipeline")
+def pipeline(config: Mapping, run_dir: Path) -> dict:
+    """Run, or find completed, the three training stages, then compare them on the test set."""
+    dataset_sha256 = datasets.fingerprint(config["data"])
+    with runs.recording(run_dir, config, dataset_sha256=dataset_sha256) as record:
+        teacher_dir = _teacher(config, dataset_sha256)
+        config = {**config, "teacher": {**config["teacher"], "run": str(teacher_dir)}}
+        teacher_weights = runs.sha256(teacher_dir / checkpoint.WEIGHTS)
+        found = {"teacher": teacher_dir}
+        for stage in ("student", "distill"):
+            found[stage] = _run_or_reuse(config, runs.identity(config, stage, dataset_sha256, teacher_weights))
+        rows = [_row(stage, path, found["teacher"]) for stage, path in found.items()]
+        tables.comparison(rows)
+        record["results"] = {"runs": rows}
+        return record["results"]
+
+
+def _teacher(config: Mapping, dataset_sha256: str) -> Path:
+    if config["teacher"]["run"] != "auto":
+        return checkpoint.locate(config)
+    return _run_or_reuse(config, runs.identity(config, "teacher", dataset_sha256))
+
+
+def _run_or_reuse(config: Mapping, identity: Mapping) -> Path:
+    stage = identity["stage"]
+    found = runs.find(config["outputs"], identity) if config["reuse"] else None
+    if found:
+        log.info("%s: reusing the completed run %s", stage, found)
+        return found
+    run_dir = runs.create(config["outputs"], stage)
+    stages.run({**config, "stage": stage}, run_dir)
+    return run_dir
+
+
+def _row(stage: str, run_dir: Path, teacher_dir: Path) -> dict:
+    record = runs.read(run_dir)
+    results = record["results"]
+    with np.load(run_dir / "predictions" / "test.npz", allow_pickle=False) as ours:
+        with np.load(teacher_dir / "predictions" / "test.npz", allow_pickle=False) as theirs:
+            agreement = metrics.agreement(ours["logits"], theirs["logits"])
+    return {
+        "stage": stage,
+        "parameters": record["parameters"]["total"],
+        "test": results["test"]["best"],
+        "test_last": results["test"]["last"],
+        "teacher_agreement": agreement,
+        "steps": results["steps"],
+        "training_seconds": results["training_seconds"],
+        "seconds_to_first_step": results["seconds_to_first_step"],
+        "images_per_second": results["images_per_second"],
+        "run": str(run_dir),
+    }

@@ -1,0 +1,112 @@
+"""Training on labels: the teacher, and the student alone. Distilling trains the same way, with a teacher beside."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from kdrun import models, runs
+from kdrun.data import batches, datasets
+from kdrun.registry import register
+from kdrun.reports import figures
+from kdrun.training import loop, precision, stopping
+from kdrun.training.monitor import Monitor
+
+log = logging.getLogger(__name__)
+
+FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz")
+
+
+@register("stage", "teacher")
+def teacher(config: Mapping, run_dir: Path) -> dict:
+    """Train the teacher on labels."""
+    return _supervised(config, run_dir, config["teacher"]["seed"])
+
+
+@register("stage", "student")
+def student(config: Mapping, run_dir: Path) -> dict:
+    """Train the student on labels alone: the baseline of distilling."""
+    return _supervised(config, run_dir, config["seed"])
+
+
+def _supervised(config: Mapping, run_dir: Path, seed: int) -> dict:
+    stage = config["stage"]
+    dataset = datasets.load(config["data"])
+    fingerprint = runs.fingerprint(runs.identity(config, stage, dataset.sha256))
+    with runs.recording(run_dir, config, seed=seed, fingerprint=fingerprint, dataset_sha256=dataset.sha256) as record:
+        return train_network(config, run_dir, record, dataset, config[stage]["model"], seed)
+
+
+def train_network(
+    config: Mapping, run_dir: Path, record: dict, dataset: datasets.Dataset, model_keys: Mapping, seed: int, teacher=None
+) -> dict:
+    """Build and train the network of a stage; fills in `record` and returns its results.
+
+    `teacher` is a loop.Teacher for distilling, None for training on labels alone.
+    """
+    stage = config["stage"]
+    precision.prepare_machine()
+    settings = settings_of(config, seed)
+    size = settings.image_size
+    image_shape = (size, size, dataset.train.images.shape[3])
+    steps_per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
+    histograms = config["tensorboard"]["histograms"]
+    with (
+        stopping.on_signals(),
+        Monitor(run_dir, stage, settings.epochs, steps_per_epoch, settings.batch_size, histograms) as monitor,
+    ):
+        policy = precision.policy(config["precision"])
+        model = models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
+        trainable = sum(v.shape.num_elements() for v in model.trainable_variables)
+        record |= {
+            "model": model_keys,
+            "image_shape": image_shape,
+            "num_classes": dataset.num_classes,
+            "precision": policy,
+            "parameters": {"total": model.count_params(), "trainable": trainable},
+        }
+        log.info(
+            "%s: %s, %s parameters, %s, %d epochs of %d steps of %d images -> %s",
+            stage,
+            model_keys["name"],
+            f"{model.count_params():,}",
+            policy,
+            settings.epochs,
+            steps_per_epoch,
+            settings.batch_size,
+            run_dir,
+        )
+        monitor.config(OmegaConf.to_yaml(config), _hyperparameters(config, seed))
+        results = loop.train(model, dataset, settings, run_dir, monitor, teacher)
+        pictures = figures.predictions(dataset.test, run_dir / "predictions" / "test.npz")
+        monitor.final(results["test"], pictures)
+        record["results"] = results
+        record["files"] = {name: runs.sha256(run_dir / name) for name in FILES}
+    log.info("%s: test accuracy %.4f (best by validation), %.4f (last)", stage, results["test"]["best"]["accuracy"], results["test"]["last"]["accuracy"])
+    return results
+
+
+def settings_of(config: Mapping, seed: int) -> loop.Settings:
+    """The loop's settings for the configured stage."""
+    data, role = config["data"], config[config["stage"]]
+    return loop.Settings(
+        seed=seed,
+        epochs=role["epochs"],
+        batch_size=role["batch_size"],
+        evaluation_batch_size=config["evaluation_batch_size"],
+        image_size=data["image_size"],
+        jitter=data["augment"]["jitter"],
+        flip=data["augment"]["flip"],
+        optimizer=config["optimizer"],
+    )
+
+
+def _hyperparameters(config: Mapping, seed: int) -> dict:
+    stage, optimizer = config["stage"], config["optimizer"]
+    model = config["teacher" if stage == "teacher" else "student"]["model"]
+    shown = {"stage": stage, "seed": seed, "epochs": config[stage]["epochs"], "batch_size": config[stage]["batch_size"]}
+    shown |= {"model": model["name"], "optimizer": optimizer["name"], "learning_rate": optimizer["learning_rate"]}
+    if stage == "distill":
+        shown |= {"temperature": config["temperature"], "alpha": config["alpha"], "objective": config["objective"]["name"]}
+    return shown

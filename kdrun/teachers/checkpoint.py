@@ -1,0 +1,64 @@
+"""A finished run as teacher: found, checked, and asked for its logits."""
+
+import logging
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from kdrun import runs
+from kdrun.data import datasets
+from kdrun.errors import InputError
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "checkpoints/best.weights.h5"
+
+
+def locate(config: Mapping) -> Path:
+    """The run directory of the configured teacher, checked to be usable with the configured data.
+
+    `teacher.run=auto` is the newest completed teacher run with the configured teacher's fingerprint. Raises InputError
+    with the command that makes one when there is none.
+    """
+    given = config["teacher"]["run"]
+    dataset_sha256 = datasets.fingerprint(config["data"])
+    if given == "auto":
+        found = runs.find(config["outputs"], runs.identity(config, "teacher", dataset_sha256))
+        if found is None:
+            command = shlex.join(["kdrun", "stage=teacher", *config.get("teacher_overrides", [])])
+            raise InputError(
+                f"teacher.run=auto: no completed teacher run below {config['outputs']} matches this config. "
+                f"Make one with: {command}. Or give teacher.run=RUN_DIRECTORY."
+            )
+        return found
+    record = runs.read(given)
+    if record["stage"] not in ("teacher", "student", "distill"):
+        raise InputError(f"teacher.run: {given} is a {record['stage']} run; a teacher is a teacher, student or distill run.")
+    if record["status"] != "completed":
+        raise InputError(f"teacher.run: {given} is {record['status']}, not completed. Finish it or give another run.")
+    if record.get("dataset_sha256") != dataset_sha256:
+        raise InputError(
+            f"teacher.run: {given} was trained on {record['config']['data']['name']} (sha256 "
+            f"{str(record.get('dataset_sha256'))[:12]}), this config is for {config['data']['name']} "
+            f"({dataset_sha256[:12]}). Give a teacher of the same dataset."
+        )
+    theirs, ours = record["config"]["data"]["image_size"], config["data"]["image_size"]
+    if theirs != ours:
+        raise InputError(
+            f"teacher.run: {given} was trained on images of {theirs} pixels a side, data.image_size is {ours}. "
+            f"Set data.image_size={theirs} or give another teacher."
+        )
+    if not runs.intact(Path(given), record):
+        raise InputError(f"teacher.run: {given} has files that differ from its run.json. It is damaged; give another run.")
+    return Path(given)
+
+
+def load(run_dir: Path, policy: str):
+    """The network of a completed run with its best weights, frozen."""
+    from kdrun import models
+
+    record = runs.read(run_dir)
+    model = models.build(record["model"], tuple(record["image_shape"]), record["num_classes"], record["seed"], policy)
+    model.load_weights(run_dir / WEIGHTS)
+    model.trainable = False
+    return model

@@ -1,0 +1,188 @@
+"""The training loop: steps, validation after every epoch, best and last weights.
+
+Ours because `fit` can neither resume in mid-epoch, nor stop at a signal between steps, nor say why a loss diverged.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from kdrun import runs
+from kdrun.data import batches
+from kdrun.data.datasets import Dataset, Split
+from kdrun.errors import Diverged
+from kdrun.objectives.soft_targets import cross_entropy
+from kdrun.training import metrics, schedules, stopping
+from kdrun.training.monitor import Monitor
+from kdrun.training.optimizers import FlatOptimizer
+from kdrun.training.preprocessing import augment, prepare
+
+_SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
+STEP_METRICS = ("loss", "cross_entropy", "distillation_loss", "accuracy")
+
+
+class Teacher(NamedTuple):
+    """What a distilled student learns from.
+
+    `ask(images, indices)` gives logits [batch, classes] inside the compiled step, for prepared images and their
+    indices in the training set. `objective(z, v, temperature)` is the distillation loss. `validation` and `test` are
+    its logits on those splits.
+    """
+
+    ask: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    objective: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+    temperature: float
+    alpha: float
+    validation: np.ndarray
+    test: np.ndarray
+
+
+class Settings(NamedTuple):
+    """How a network is trained; see conf/config.yaml and conf/data for each."""
+
+    seed: int
+    epochs: int
+    batch_size: int
+    evaluation_batch_size: int
+    image_size: int
+    jitter: int
+    flip: bool
+    optimizer: Mapping
+
+
+def train(
+    model, dataset: Dataset, settings: Settings, run_dir: Path, monitor: Monitor, teacher: Teacher | None = None
+) -> dict:
+    """Train `model` on labels, and on `teacher` if there is one; returns what run.json calls results.
+
+    Writes checkpoints/best.weights.h5 (lowest validation cross-entropy) and last.weights.h5 below `run_dir`, and
+    predictions/test.npz with both's logits on the test set, which is looked at once, here at the end. Raises Diverged
+    when the loss is not finite.
+    """
+    optimizer = FlatOptimizer(settings.optimizer, model.trainable_variables, scale_loss=_in_float16(model))
+    run_steps = compiled_steps(model, optimizer, dataset.train, settings, teacher)
+    infer = compiled_inference(model, dataset.test.images.shape[1:], settings)
+    per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
+    total = per_epoch * settings.epochs
+    weights = {name: run_dir / "checkpoints" / f"{name}.weights.h5" for name in ("best", "last")}
+    best = None
+    for epoch in range(1, settings.epochs + 1):
+        sums = np.zeros(len(STEP_METRICS))
+        monitor.epoch_started()
+        for step, rows in _epoch(run_steps, settings, teacher, epoch, len(dataset.train.labels)):
+            _check_finite(rows[:, 0], step, epoch, weights["best"])
+            sums += rows.sum(axis=0, dtype=np.float64)
+            monitor.steps(rows[-1], len(rows))
+        measured = dict(zip(STEP_METRICS, (sums / per_epoch).tolist(), strict=True))
+        validation = metrics.evaluate(
+            infer(dataset.validation.images), dataset.validation.labels, teacher and teacher.validation
+        )
+        runs.write_with(weights["last"], model.save_weights)
+        if best is None or validation["cross_entropy"] < best["cross_entropy"]:
+            best = {"epoch": epoch, **validation}
+            runs.write_with(weights["best"], model.save_weights)
+        rate = schedules.learning_rates(settings.optimizer, epoch * per_epoch - 1, 1, per_epoch, total)[0]
+        monitor.epoch(epoch, float(rate), measured, validation, best["epoch"], model)
+    last = {"epoch": settings.epochs, **validation}
+    return {
+        "steps": total,
+        **monitor.speed(),
+        "validation": {"best": best, "last": last},
+        "test": _test(model, infer, dataset, run_dir, weights, teacher),
+    }
+
+
+def compiled_steps(model, optimizer: FlatOptimizer, split: Split, settings: Settings, teacher: Teacher | None):
+    """A compiled function that takes some steps: (indices, views [steps, batch], hyper [steps, 3]) -> [steps, 4].
+
+    `hyper` holds learning rate, temperature and alpha of each step: inputs, so that changing them traces nothing anew.
+    What comes back are the step metrics, in STEP_METRICS' order.
+    """
+    images_in_memory, labels_in_memory = tf.constant(split.images), tf.constant(split.labels)
+    batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
+
+    @tf.function(input_signature=[batch, batch, tf.TensorSpec([None, 3], tf.float32)])
+    def run_steps(indices, views, hyper):
+        rows = tf.TensorArray(tf.float32, tf.shape(indices)[0], element_shape=[len(STEP_METRICS)])
+        for k in tf.range(tf.shape(indices)[0]):
+            learning_rate, temperature, alpha = tf.unstack(hyper[k])
+            labels = tf.gather(labels_in_memory, indices[k])
+            images = augment(tf.gather(images_in_memory, indices[k]), views[k], settings.jitter, settings.flip)
+            images = prepare(images, settings.image_size)
+            teacher_logits = tf.stop_gradient(teacher.ask(images, indices[k])) if teacher else None
+            with tf.GradientTape() as tape:
+                logits = model(images, training=True)
+                loss = label_loss = cross_entropy(logits, labels)
+                distillation_loss = tf.constant(0.0)
+                if teacher:
+                    distillation_loss = teacher.objective(logits, teacher_logits, temperature)
+                    loss = (1.0 - alpha) * label_loss + alpha * distillation_loss
+                scaled_loss = optimizer.scaled(loss)
+            optimizer.minimize(tape, scaled_loss, learning_rate)
+            correct = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+            accuracy = tf.reduce_mean(tf.cast(correct, tf.float32))
+            rows = rows.write(k, tf.stack([loss, label_loss, distillation_loss, accuracy]))
+        return rows.stack()
+
+    return run_steps
+
+
+def compiled_inference(model, image_shape: tuple[int, int, int], settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from uint8 images [n, *image_shape] to logits float32 [n, classes], in order, in inference mode."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *image_shape], tf.uint8)])
+    def forward(images):
+        return model(prepare(images, settings.image_size), training=False)
+
+    def infer(images: np.ndarray) -> np.ndarray:
+        size = settings.evaluation_batch_size
+        return np.concatenate([forward(images[i : i + size]).numpy() for i in range(0, len(images), size)])
+
+    return infer
+
+
+def _epoch(run_steps, settings: Settings, teacher: Teacher | None, epoch: int, size: int) -> Iterator:
+    """Run an epoch in calls of about _SECONDS_PER_CALL; yields each call's first step (0-based) and its metrics."""
+    per_epoch = batches.steps_per_epoch(size, settings.batch_size)
+    views = batches.view_count(settings.jitter, settings.flip)
+    step, end, count = (epoch - 1) * per_epoch, epoch * per_epoch, 1
+    while step < end:
+        stopping.check()
+        started = time.perf_counter()
+        indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
+        hyper = np.empty((count, 3), np.float32)
+        hyper[:, 0] = schedules.learning_rates(settings.optimizer, step, count, per_epoch, per_epoch * settings.epochs)
+        hyper[:, 1:] = (teacher.temperature, teacher.alpha) if teacher else (1.0, 0.0)
+        yield step, run_steps(indices, chosen, hyper).numpy()
+        step += count
+        affordable = int(_SECONDS_PER_CALL * count / (time.perf_counter() - started))
+        count = min(max(1, affordable), 2 * count, max(1, end - step))
+
+
+def _check_finite(losses: np.ndarray, step: int, epoch: int, best: Path) -> None:
+    finite = np.isfinite(losses)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        kept = f"The best weights from before are in {best}." if best.exists() else "No epoch was completed before."
+        raise Diverged(
+            f"Training diverged: the loss is {losses[first]} at step {step + first + 1} (epoch {epoch}). {kept} "
+            "Try a smaller optimizer.learning_rate, optimizer.warmup_epochs=1 or precision=float32."
+        )
+
+
+def _test(model, infer, dataset: Dataset, run_dir: Path, weights: Mapping[str, Path], teacher: Teacher | None) -> dict:
+    logits = {}
+    for name, path in weights.items():
+        model.load_weights(path)
+        logits[name] = infer(dataset.test.images)
+    predictions = {"labels": dataset.test.labels, "logits": logits["best"], "last_logits": logits["last"]}
+    runs.write_with(run_dir / "predictions" / "test.npz", lambda name: np.savez(name, **predictions))
+    return {name: metrics.evaluate(z, dataset.test.labels, teacher and teacher.test) for name, z in logits.items()}
+
+
+def _in_float16(model) -> bool:
+    return any(layer.compute_dtype == "float16" for layer in model.layers)

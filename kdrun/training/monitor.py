@@ -1,0 +1,128 @@
+"""What a user sees of a training run: the progress bar, a line an epoch, metrics.jsonl and TensorBoard."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorflow as tf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.plugins.hparams import api as hparams
+
+from kdrun import runs
+
+log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Follows one training run. Use as a context manager: leaving it closes the bar and the event files."""
+
+    def __init__(self, run_dir: Path, title: str, epochs: int, steps_per_epoch: int, batch_size: int, histograms: bool):
+        self._run_dir, self._title, self._epochs, self._batch_size = run_dir, title, epochs, batch_size
+        self._steps_per_epoch, self._histograms = steps_per_epoch, histograms
+        self._lines: list[dict] = []
+        self._writers = {
+            name: tf.summary.create_file_writer(str(run_dir / "tensorboard" / name)) for name in ("train", "validation", "test")
+        }
+        self._created = self._call_ended = time.perf_counter()
+        self._first_step_seconds: float | None = None
+        self._training_seconds, self._steady_seconds, self._steady_steps, self._steps = 0.0, 0.0, 0, 0
+
+    def __enter__(self) -> "Monitor":
+        console = Console()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        total = self._epochs * self._steps_per_epoch
+        self._task = self._bar.add_task(self._title, total=total, shown="compiling")
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.stop()
+        for writer in self._writers.values():
+            writer.close()
+
+    def config(self, config_text: str, hyperparameters: Mapping) -> None:
+        """Show the config as text, and the run in the HParams tab."""
+        with self._writers["train"].as_default(step=0):
+            tf.summary.text("config", "```yaml\n" + config_text + "\n```")
+        with self._writers["test"].as_default(step=0):
+            hparams.hparams(dict(hyperparameters), trial_id=self._run_dir.name)
+
+    def steps(self, latest, count: int) -> None:
+        """`count` steps are done; `latest` holds the last one's loss, cross-entropy, distillation loss and accuracy."""
+        now = time.perf_counter()
+        seconds, self._call_ended = now - self._call_ended, now
+        if self._first_step_seconds is None:
+            self._first_step_seconds = now - self._created
+        else:
+            self._steady_seconds += seconds
+            self._steady_steps += count
+        self._training_seconds += seconds
+        self._steps += count
+        shown = f"loss {latest[0]:.4f}, accuracy {latest[3]:.3f}, {self._rate():,.0f} images/s"
+        self._bar.update(self._task, completed=self._steps, shown=shown)
+
+    def epoch_started(self) -> None:
+        """What happened since the last step was not training."""
+        self._call_ended = time.perf_counter()
+
+    def epoch(self, number: int, learning_rate: float, train: Mapping, validation: Mapping, best: int, model) -> None:
+        """An epoch is validated: log it."""
+        step = number * self._steps_per_epoch
+        for split, values in (("train", {**train, "learning_rate": learning_rate}), ("validation", validation)):
+            self._lines.append({"epoch": number, "step": step, "split": split, **values})
+            with self._writers[split].as_default(step=step):
+                for name, value in values.items():
+                    if name not in ("count", "errors"):
+                        tf.summary.scalar(name, value)
+                if split == "train" and self._histograms:
+                    for weight in model.trainable_variables:
+                        tf.summary.histogram(weight.name, weight)
+            self._writers[split].flush()
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        runs.write_with(self._run_dir / "metrics.jsonl", lambda name: Path(name).write_text(text))
+        log.info(
+            "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation cross-entropy %.4f  accuracy %.4f%s  |  %s images/s%s",
+            self._title,
+            number,
+            self._epochs,
+            train["loss"],
+            train["accuracy"],
+            validation["cross_entropy"],
+            validation["accuracy"],
+            f"  agreement {validation['teacher_agreement']:.4f}" if "teacher_agreement" in validation else "",
+            f"{self._rate():,.0f}",
+            "  best" if best == number else "",
+        )
+
+    def final(self, test: Mapping[str, Mapping], pictures: Mapping) -> None:
+        """The test metrics of the best weights, as the HParams tab shows them, and pictures uint8 [height, width, 3]."""
+        with self._writers["test"].as_default(step=self._epochs * self._steps_per_epoch):
+            for name, value in test["best"].items():
+                tf.summary.scalar(f"test/{name}", value)
+            for name, picture in pictures.items():
+                tf.summary.image(name, picture[tf.newaxis])
+
+    def speed(self) -> dict[str, float]:
+        """Seconds to the first finished step, seconds of training, images/s in steady state (first call left out)."""
+        return {
+            "seconds_to_first_step": round(self._first_step_seconds or 0.0, 3),
+            "training_seconds": round(self._training_seconds, 3),
+            "images_per_second": round(self._rate(), 1),
+        }
+
+    def _rate(self) -> float:
+        seconds, steps = self._steady_seconds, self._steady_steps
+        if not steps:
+            seconds, steps = self._training_seconds, self._steps
+        return steps * self._batch_size / seconds if seconds else 0.0

@@ -1,0 +1,18 @@
+"""Values that change over training. They are inputs of the compiled step, so a schedule costs no tracing."""
+
+import numpy as np
+
+
+def learning_rates(optimizer, first_step: int, count: int, steps_per_epoch: int, total_steps: int) -> np.ndarray:
+    """The learning rate of `count` steps from `first_step` (0-based) on; float32 [count].
+
+    Linear from zero over `warmup_epochs`, then constant, or a half cosine down to zero at `total_steps` (arXiv
+    1608.03983, without restarts).
+    """
+    steps = np.arange(first_step, first_step + count, dtype=np.float64)
+    warmup = optimizer["warmup_epochs"] * steps_per_epoch
+    factor = np.minimum(1.0, (steps + 1) / warmup) if warmup else np.ones_like(steps)
+    if optimizer["schedule"] == "cosine":
+        progress = np.clip((steps - warmup) / max(total_steps - warmup, 1.0), 0.0, 1.0)
+        factor = factor * 0.5 * (1.0 + np.cos(np.pi * progress))
+    return (optimizer["learning_rate"] * factor).astype(np.float32)

@@ -1,6 +1,5 @@
 """The command line: compose the config, check it, and only then load TensorFlow and run the stage."""
 
-import logging
 import os
 import re
 import sys
@@ -19,8 +18,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from kdrun.errors import InputError, KdrunError
 
-_LOG = logging.getLogger("kdrun")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run kdrun with command-line arguments (sys.argv's by default); returns the exit code (see errors.py)."""
@@ -30,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
             options = get_args_parser().parse_args(arguments)
             if not (options.help or options.hydra_help or options.cfg or options.info or options.shell_completion):
-                _check(options.overrides, options.config_dir, options.multirun)
+                sys.argv += _checked(options.overrides, options.config_dir, options.multirun)
             hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_job)()
         return 0
     except SystemExit as end:
@@ -42,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("kdrun: Stopped by SIGINT.", file=sys.stderr)
         return 130
-    except Exception:  # noqa: BLE001 - the last place where an unexpected error can be shown and turned into exit code 1
+    except Exception:  # noqa: BLE001 - the last place where an unexpected error can be shown and given its exit code
         traceback.print_exc()
         return 1
     finally:
@@ -55,22 +52,24 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.with_name("conf")
 
 
-def compose(overrides: list[str]) -> tuple[dict, dict]:
-    """The config of some overrides, and its reference: the same choice of groups with nothing overridden."""
-    composed = hydra.compose("config", overrides, return_hydra_config=True)
-    choices = composed.hydra.runtime.choices
-    return _plain(composed), _reference([f"{group}={choice}" for group, choice in choices.items()])
+def _checked(overrides: list[str], extra_dir: str | None, multirun: bool) -> list[str]:
+    """Check every job that the command line asks for; returns further overrides: the run directory made for it.
 
+    Raises InputError, or what Hydra raises.
+    """
+    from kdrun import config, runs
 
-def _check(overrides: list[str], extra_dir: str | None, multirun: bool) -> None:
-    """Check every job that the command line asks for. Raises InputError, or what Hydra raises."""
-    from kdrun import config
-
-    if extra_dir:
-        overrides = [*overrides, f"hydra.searchpath=[file://{os.path.abspath(extra_dir)}]"]
+    searched = [f"hydra.searchpath=[file://{os.path.abspath(extra_dir)}]"] if extra_dir else []
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         for job in _jobs(overrides) if multirun else [overrides]:
-            config.check_together(config.check(*compose(job)))
+            composed = hydra.compose("config", job + searched, return_hydra_config=True)
+            choices = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items()]
+            checked = config.check(_plain(composed), _reference(choices + searched))
+            config.check_together(checked, job)
+    if multirun or any(override.startswith("hydra.run.dir=") for override in overrides):
+        return []
+    run_dir = runs.create(checked["outputs"], checked["stage"])
+    return [f"hydra.run.dir={_quoted(str(run_dir))}"]
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:
@@ -90,13 +89,14 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
 
 
 def _job(composed: DictConfig) -> None:
-    """One job, in the directory that Hydra has made for it."""
-    from kdrun import config
+    """One job, in the directory that is made for it."""
+    from kdrun import config, startup
 
     given = _plain(composed)
     checked = config.check(given, given)  # a sweep's combination of values is seen here for the first time
-    config.check_together(checked)
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tf_keras behind tf.keras: Keras 3 is then never imported
+    config.check_together(checked, HydraConfig.get().overrides.task)
+    startup.log_to_terminal()
+    startup.load_tensorflow()
     from kdrun import stages
 
     stages.run(checked, Path(HydraConfig.get().runtime.output_dir))
@@ -108,24 +108,31 @@ def _plain(composed: DictConfig) -> dict:
 
 
 def _reference(choices: list[str]) -> dict:
+    """The config of some choices of groups with nothing else set, as it stands in the files."""
     kept = [choice for choice in choices if not choice.startswith(("hydra/", "experiment="))]
     return OmegaConf.to_container(hydra.compose("config", kept), resolve=False)
 
 
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def _explained(error: Exception, arguments: list[str]) -> InputError:
     """Hydra's and OmegaConf's errors in a line of our own."""
-    cause = error.__cause__ or error
     if isinstance(error, MissingConfigException) and error.options:
         group, _, given = str(error.missing_cfg_file).rpartition("/")
         return InputError(f"{group}={given}: there is no such {group}. Allowed: {', '.join(sorted(error.options))}.")
-    if unknown := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", str(error)):
+    unknown = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)", str(error))
+    if unknown:
         from kdrun import config
 
         groups = [a for a in arguments if "=" in a and (config_dir() / a.split("=")[0].split("@")[0]).is_dir()]
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
             return config.unknown_key(unknown[1], dict(config.flatten(_reference(groups))))
+    cause = error.__cause__ or error
     if isinstance(cause, MissingMandatoryValue):
-        key = getattr(cause, "full_key", None) or str(cause)
+        key = re.search(r"[\w.]+$", str(getattr(cause, "full_key", None) or cause).strip())[0]
         return InputError(f"{key} must be given. Write {key}=VALUE.")
     line = " ".join(str(error).split())
-    return InputError(f"{line} (The command line: key=value, lists in brackets, quotes around the whole word.)")
+    return InputError(f"{line} (A command line has key=value; lists go in brackets; quotes go around the whole word.)")

@@ -4,12 +4,12 @@ Errors are InputErrors of one line: what, what was given, what is allowed. They 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from kdrun import models, runs
-from kdrun.data import batches, datasets
+from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.teachers import checkpoint
 
@@ -40,7 +40,9 @@ def number(low: float, high: float = math.inf, low_included: bool = True, high_i
     def check(key, given):
         if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
             raise _refused(key, given, allowed)
-        inside = (given > low or (low_included and given == low)) and (given < high or (high_included and given == high))
+        inside = (given > low or (low_included and given == low)) and (
+            given < high or (high_included and given == high)
+        )
         if not inside:
             raise _refused(key, given, allowed)
         return float(given)
@@ -52,7 +54,9 @@ def integers(least: int) -> Rule:
     """A list, not empty, of whole numbers."""
 
     def check(key, given):
-        whole = isinstance(given, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in given)
+        whole = isinstance(given, list) and all(
+            isinstance(n, int) and not isinstance(n, bool) and n >= least for n in given
+        )
         if not whole or not given:
             raise _refused(key, given, f"a list of whole numbers of at least {least}, not empty", "[6,12]")
         return given
@@ -79,7 +83,9 @@ def one_of(*names: str) -> Rule:
 
     def check(key, given):
         if given not in names:
-            raise _refused(key, given, f"one of {', '.join(names)}", (get_close_matches(str(given), names, 1) or names)[0])
+            raise _refused(
+                key, given, f"one of {', '.join(names)}", (get_close_matches(str(given), names, 1) or names)[0]
+            )
         return given
 
     return check
@@ -145,8 +151,11 @@ def check(given: Mapping, reference: Mapping) -> dict:
     return _checked(given, known, "")
 
 
-def check_together(config: Mapping) -> None:
-    """What must fit together: data and its files, sizes, models, the teacher's or evaluated run, the outputs folder."""
+def check_together(config: Mapping, overrides: Sequence[str] = ()) -> None:
+    """What must fit together: data and its files, sizes, models, the teacher's or evaluated run, the outputs folder.
+
+    `overrides` are the command line's, for the command that an error recommends.
+    """
     stage, data = config["stage"], config["data"]
     if stage == "evaluate":
         _check_evaluated(config)
@@ -162,14 +171,16 @@ def check_together(config: Mapping) -> None:
         )
     for key, most in (("train_size", rest), ("test_size", shapes.test[0])):
         if data[key] is not None and data[key] > most:
-            raise InputError(f"data.{key}={data[key]} is more than there are: {most}. Give at most {most}, or null for all.")
+            raise InputError(
+                f"data.{key}={data[key]} is more than there are: {most}. Give at most {most}, or null for all."
+            )
     if stage == "evaluate":
         datasets.load(data)
         return
     if data["augment"]["jitter"] >= min(shapes.train[1:3]):
         raise InputError(
-            f"data.augment.jitter={data['augment']['jitter']} would shift images of {shapes.train[1]}x{shapes.train[2]} "
-            f"pixels out of sight. It must be below {min(shapes.train[1:3])}."
+            f"data.augment.jitter={data['augment']['jitter']} would shift images of {shapes.train[1]}x"
+            f"{shapes.train[2]} pixels out of sight. It must be below {min(shapes.train[1:3])}."
         )
     training_size = data["train_size"] or rest
     for role in [stage] if stage in _TRAINS else ["teacher", "student", "distill"]:
@@ -184,19 +195,18 @@ def check_together(config: Mapping) -> None:
                 f"optimizer.warmup_epochs={config['optimizer']['warmup_epochs']:g} is more than {role}.epochs="
                 f"{config[role]['epochs']}. Give at most that."
             )
-        batches.steps_per_epoch(training_size, size)
     for role in _TRAINS.get(stage, ["teacher", "student"]):
         smallest = models.smallest_image_size(config[role]["model"])
         if data["image_size"] < smallest:
             raise InputError(
-                f"data.image_size={data['image_size']} is too small for {role}.model={config[role]['model']['name']}: its "
-                f"last pooling would have nothing to pool. Set data.image_size={smallest} or more."
+                f"data.image_size={data['image_size']} is too small for {role}.model={config[role]['model']['name']}: "
+                f"its last pooling would have nothing to pool. Set data.image_size={smallest} or more."
             )
     if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
         raise InputError("optimizer.nesterov=true needs optimizer.momentum above 0, got 0. Set optimizer.momentum=0.9.")
     datasets.load(data)
     if stage == "distill" or (stage == "pipeline" and config["teacher"]["run"] != "auto"):
-        checkpoint.locate(config)
+        checkpoint.locate(config, overrides)
     runs.check_writable(config["outputs"])
 
 
@@ -253,6 +263,8 @@ def _refused(key: str, given: Any, allowed: str, example: Any = None) -> InputEr
 def _check_evaluated(config: Mapping) -> None:
     record = runs.read(config["run"])
     if record["stage"] not in _TRAINS:
-        raise InputError(f"run: {config['run']} is a {record['stage']} run; evaluate takes a teacher, student or distill run.")
+        raise InputError(
+            f"run: {config['run']} is a {record['stage']} run; evaluate takes a teacher, student or distill run."
+        )
     if record["status"] != "completed":
         raise InputError(f"run: {config['run']} is {record['status']}, not completed. Give a completed run.")

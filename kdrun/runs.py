@@ -12,11 +12,15 @@ import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from kdrun.errors import Diverged, InputError, Stopped
+from omegaconf import OmegaConf
+
+from kdrun.errors import Diverged, InputError, KdrunError, Stopped
+
+log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise when the same config would no longer give the same result
 _PACKAGES = ("tensorflow", "tf-keras", "adabelief-tf", "numpy", "hydra-core")
@@ -71,7 +75,17 @@ def recording(run_dir: Path, config: Mapping, **facts) -> Iterator[dict]:
     handler = logging.FileHandler(run_dir / "kdrun.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("kdrun").addHandler(handler)
-    record = {"stage": config["stage"], "status": "running", **facts, **_environment(), "started": _now(), "config": config}
+    record = {
+        "stage": config["stage"],
+        "status": "running",
+        **facts,
+        **_environment(),
+        "started": _now(),
+        "config": config,
+    }
+    saved = run_dir / ".hydra" / "config.yaml"
+    if not saved.exists():  # a stage of a pipeline: Hydra has written the pipeline's
+        write_with(saved, lambda name: OmegaConf.save(config, name))
     write_json(run_dir / "run.json", record)
     try:
         yield record
@@ -80,6 +94,8 @@ def recording(run_dir: Path, config: Mapping, **facts) -> Iterator[dict]:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         record["status"] = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
         record["error"] = f"{type(error).__name__}: {error}"
+        trace = None if isinstance(error, KdrunError) else (type(error), error, error.__traceback__)
+        handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, record["error"], (), trace))
         raise
     finally:
         record["finished"] = _now()
@@ -140,7 +156,9 @@ def check_writable(outputs: str) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"outputs: {outputs} cannot be written to ({error.strerror}). Set outputs to a folder of yours.") from error
+        raise InputError(
+            f"outputs: {outputs} cannot be written to ({error.strerror}). Set outputs to a folder of yours."
+        ) from error
 
 
 def sha256(path: Path) -> str:
@@ -168,7 +186,7 @@ def write_json(path: Path, value) -> None:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _environment() -> dict:
@@ -176,13 +194,20 @@ def _environment() -> dict:
     git = ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         # only where kdrun itself is tracked: an installed copy inside somebody's repository has no commit
-        tracked = subprocess.run([*git[:3], "ls-files", "--error-unmatch", "runs.py"], capture_output=True).returncode == 0
+        tracked = (
+            subprocess.run([*git[:3], "ls-files", "--error-unmatch", "runs.py"], capture_output=True).returncode == 0
+        )
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if tracked else None
     except OSError:
         commit = None
     return {
         "packages": {name: version(name) for name in _PACKAGES},
         "git_commit": commit,
-        "host": {"name": platform.node(), "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "host": {
+            "name": platform.node(),
+            "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+        },
         "pid": os.getpid(),
     }

@@ -15,7 +15,13 @@ from kdrun.registry import get, register
 
 _MNIST = Path(__file__).with_name("mnist.npz")
 _MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_IDX_FILES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+_KEYS = tuple(_IDX_FILES)
 
 
 class Split(NamedTuple):
@@ -57,7 +63,9 @@ def mnist(data: Mapping) -> "_Npz":
 @register("data", "npz")
 def npz(data: Mapping) -> "_Npz":
     """The user's own .npz file with the arrays x_train, y_train, x_test and y_test."""
-    return _Npz(_existing(data["path"], "data.path", "a .npz file with x_train, y_train, x_test, y_test"), data["num_classes"])
+    return _Npz(
+        _existing(data["path"], "data.path", "a .npz file with x_train, y_train, x_test, y_test"), data["num_classes"]
+    )
 
 
 @register("data", "fashion_mnist")
@@ -85,7 +93,8 @@ def shapes(data: Mapping) -> Shapes:
             )
     if train[1:] != test[1:]:
         raise InputError(
-            f"{source.path}: x_train's images are {list(train[1:])} and x_test's {list(test[1:])}; they must be of one size."
+            f"{source.path}: x_train's images are {list(train[1:])} and x_test's {list(test[1:])}; they must be of "
+            "one size."
         )
     return Shapes(train, test)
 
@@ -129,16 +138,16 @@ def _arrays(key: tuple) -> tuple:
     shapes(dict(zip(("name", "path", "num_classes"), key, strict=True)))
     arrays = {name: source.read(name) for name in _KEYS}
     for name, array in arrays.items():
-        allowed = np.uint8 if name.startswith("x_") else np.integer
+        allowed, said = (np.uint8, "uint8") if name.startswith("x_") else (np.integer, "integers")
         if not np.issubdtype(array.dtype, allowed):
-            raise InputError(f"{source.path}: {name} is {array.dtype}; it must be {np.dtype(allowed).name if allowed is np.uint8 else 'integers'}.")
+            raise InputError(f"{source.path}: {name} is {array.dtype}; it must be {said}.")
     num_classes = source.num_classes or int(arrays["y_train"].max()) + 1
     for name in ("y_train", "y_test"):
         low, high = int(arrays[name].min()), int(arrays[name].max())
         if low < 0 or high >= num_classes:
             raise InputError(
-                f"{source.path}: {name} holds labels from {low} to {high}; with {num_classes} classes they must be from "
-                f"0 to {num_classes - 1}."
+                f"{source.path}: {name} holds labels from {low} to {high}; with {num_classes} classes they must be "
+                f"from 0 to {num_classes - 1}."
             )
     if num_classes < 2:
         raise InputError(f"{source.path}: y_train holds one class only; at least 2 are needed.")
@@ -180,14 +189,20 @@ class _Npz:
                 for name in _KEYS:
                     with archive.open(f"{name}.npy") as member:
                         version = np.lib.format.read_magic(member)
-                        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                        read = (
+                            np.lib.format.read_array_header_1_0
+                            if version == (1, 0)
+                            else np.lib.format.read_array_header_2_0
+                        )
                         shape, _, dtype = read(member)
                     if dtype.hasobject:
                         raise InputError(f"{path}: {name} holds Python objects; it must hold numbers.")
                     claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
                     held = archive.getinfo(f"{name}.npy").file_size
                     if not 0 <= claimed <= held:
-                        raise InputError(f"{path}: {name} claims {claimed} bytes and the file holds {held}. It is damaged.")
+                        raise InputError(
+                            f"{path}: {name} claims {claimed} bytes and the file holds {held}. It is damaged."
+                        )
                     self._headers[name] = shape
         except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
             raise InputError(f"{path}: not a readable .npz file ({error}). Write it again with numpy.savez.") from error
@@ -200,23 +215,19 @@ class _Npz:
             with np.load(self.path, allow_pickle=False) as archive:
                 return archive[name]
         except (OSError, zipfile.BadZipFile, ValueError, EOFError, zipfile.zlib.error) as error:
-            raise InputError(f"{self.path}: {name} cannot be read ({error}). The file is damaged or truncated.") from error
+            raise InputError(
+                f"{self.path}: {name} cannot be read ({error}). The file is damaged or truncated."
+            ) from error
 
 
 class _Idx:
     """A folder of four IDX files (magic, sizes, bytes), each with or without .gz."""
 
     num_classes = 10
-    _NAMES = {
-        "x_train": "train-images-idx3-ubyte",
-        "y_train": "train-labels-idx1-ubyte",
-        "x_test": "t10k-images-idx3-ubyte",
-        "y_test": "t10k-labels-idx1-ubyte",
-    }
 
     def __init__(self, path: Path):
         self.path = path
-        self._files = {name: self._find(file) for name, file in self._NAMES.items()}
+        self._files = {name: self._find(file) for name, file in _IDX_FILES.items()}
         self.sha256 = _sha256(list(self._files.values()))
 
     def _find(self, file: str) -> Path:
@@ -234,7 +245,9 @@ class _Idx:
             with self._open(name) as file:
                 return self._header(file, name)
         except (OSError, EOFError, gzip.zlib.error) as error:
-            raise InputError(f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated.") from error
+            raise InputError(
+                f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated."
+            ) from error
 
     def _header(self, file, name: str) -> tuple[int, ...]:
         dimensions = 3 if name.startswith("x_") else 1
@@ -250,7 +263,11 @@ class _Idx:
                 expected = int(np.prod(shape, dtype=object))
                 payload = file.read()
         except (OSError, EOFError, gzip.zlib.error) as error:
-            raise InputError(f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated.") from error
+            raise InputError(
+                f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated."
+            ) from error
         if len(payload) != expected:
-            raise InputError(f"{self._files[name]}: {len(payload)} bytes of data, its header says {expected}. It is damaged.")
+            raise InputError(
+                f"{self._files[name]}: {len(payload)} bytes of data, its header says {expected}. It is damaged."
+            )
         return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)

@@ -1,6 +1,5 @@
 """Figures of a run's predictions, drawn with matplotlib."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np

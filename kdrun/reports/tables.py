@@ -15,10 +15,22 @@ _NAMES = {"teacher": "teacher", "student": "student alone", "distill": "distille
 def comparison(rows: Sequence[Mapping]) -> None:
     """Log the table that a pipeline ends with; best by validation first, the last epoch's accuracy beside it."""
     count = rows[0]["test"]["count"]
-    table = Table(title=f"Test set, weights best by validation ({count:,} images)", title_justify="left")
-    table.add_column("")
-    for heading in ("parameters", "accuracy", f"errors of {count:,}", "cross-entropy", "agreement with teacher", "last epoch's accuracy", "steps", "seconds"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title="Test set: weights best by validation (last: after the last epoch); agreement with the teacher",
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for heading in (
+        "parameters",
+        "accuracy",
+        f"errors of {count:,}",
+        "cross-entropy",
+        "agreement",
+        "last",
+        "steps",
+        "seconds",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             _NAMES[row["stage"]],

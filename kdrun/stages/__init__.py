@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kdrun.registry import get
+from kdrun.training import stopping
 
 
 def run(config: Mapping, run_dir: Path) -> dict:
-    """Run the configured stage in its run directory."""
-    return get("stage", config["stage"])(config, run_dir)
+    """Run the configured stage in its run directory. SIGINT and SIGTERM end it between two steps."""
+    with stopping.on_signals():
+        return get("stage", config["stage"])(config, run_dir)

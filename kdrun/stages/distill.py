@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 from kdrun import runs
@@ -48,7 +47,9 @@ def _teacher(config: Mapping, teacher_dir: Path, dataset: datasets.Dataset) -> l
         def ask(images, indices):
             return tf.gather(answers, indices)
     else:
-        log.info("distill: the teacher %s sees the student's augmented views, so it runs beside the student", teacher_dir)
+        log.info(
+            "distill: the teacher %s sees the student's augmented views, so it runs beside the student", teacher_dir
+        )
 
         def ask(images, indices):
             return model(images, training=False)

@@ -53,18 +53,21 @@ def _run_or_reuse(config: Mapping, identity: Mapping) -> Path:
 def _row(stage: str, run_dir: Path, teacher_dir: Path) -> dict:
     record = runs.read(run_dir)
     results = record["results"]
-    with np.load(run_dir / "predictions" / "test.npz", allow_pickle=False) as ours:
-        with np.load(teacher_dir / "predictions" / "test.npz", allow_pickle=False) as theirs:
-            agreement = metrics.agreement(ours["logits"], theirs["logits"])
+    logits, teacher_logits = (_test_logits(path) for path in (run_dir, teacher_dir))
     return {
         "stage": stage,
         "parameters": record["parameters"]["total"],
         "test": results["test"]["best"],
         "test_last": results["test"]["last"],
-        "teacher_agreement": agreement,
+        "teacher_agreement": metrics.agreement(logits, teacher_logits),
         "steps": results["steps"],
         "training_seconds": results["training_seconds"],
         "seconds_to_first_step": results["seconds_to_first_step"],
         "images_per_second": results["images_per_second"],
         "run": str(run_dir),
     }
+
+
+def _test_logits(run_dir: Path) -> np.ndarray:
+    with np.load(run_dir / "predictions" / "test.npz", allow_pickle=False) as saved:
+        return saved["logits"]

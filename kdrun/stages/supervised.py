@@ -10,7 +10,7 @@ from kdrun import models, runs
 from kdrun.data import batches, datasets
 from kdrun.registry import register
 from kdrun.reports import figures
-from kdrun.training import loop, precision, stopping
+from kdrun.training import loop, precision
 from kdrun.training.monitor import Monitor
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,13 @@ def _supervised(config: Mapping, run_dir: Path, seed: int) -> dict:
 
 
 def train_network(
-    config: Mapping, run_dir: Path, record: dict, dataset: datasets.Dataset, model_keys: Mapping, seed: int, teacher=None
+    config: Mapping,
+    run_dir: Path,
+    record: dict,
+    dataset: datasets.Dataset,
+    model_keys: Mapping,
+    seed: int,
+    teacher=None,
 ) -> dict:
     """Build and train the network of a stage; fills in `record` and returns its results.
 
@@ -52,10 +58,7 @@ def train_network(
     image_shape = (size, size, dataset.train.images.shape[3])
     steps_per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
     histograms = config["tensorboard"]["histograms"]
-    with (
-        stopping.on_signals(),
-        Monitor(run_dir, stage, settings.epochs, steps_per_epoch, settings.batch_size, histograms) as monitor,
-    ):
+    with Monitor(run_dir, stage, settings.epochs, steps_per_epoch, settings.batch_size, histograms) as monitor:
         policy = precision.policy(config["precision"])
         model = models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
         trainable = sum(v.shape.num_elements() for v in model.trainable_variables)
@@ -83,7 +86,12 @@ def train_network(
         monitor.final(results["test"], pictures)
         record["results"] = results
         record["files"] = {name: runs.sha256(run_dir / name) for name in FILES}
-    log.info("%s: test accuracy %.4f (best by validation), %.4f (last)", stage, results["test"]["best"]["accuracy"], results["test"]["last"]["accuracy"])
+    log.info(
+        "%s: test accuracy %.4f (best by validation), %.4f (last)",
+        stage,
+        results["test"]["best"]["accuracy"],
+        results["test"]["last"]["accuracy"],
+    )
     return results
 
 
@@ -108,5 +116,9 @@ def _hyperparameters(config: Mapping, seed: int) -> dict:
     shown = {"stage": stage, "seed": seed, "epochs": config[stage]["epochs"], "batch_size": config[stage]["batch_size"]}
     shown |= {"model": model["name"], "optimizer": optimizer["name"], "learning_rate": optimizer["learning_rate"]}
     if stage == "distill":
-        shown |= {"temperature": config["temperature"], "alpha": config["alpha"], "objective": config["objective"]["name"]}
+        shown |= {
+            "temperature": config["temperature"],
+            "alpha": config["alpha"],
+            "objective": config["objective"]["name"],
+        }
     return shown

@@ -2,10 +2,10 @@
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun import runs
+from kdrun import models, runs
 from kdrun.data import datasets
 from kdrun.errors import InputError
 
@@ -14,18 +14,23 @@ log = logging.getLogger(__name__)
 WEIGHTS = "checkpoints/best.weights.h5"
 
 
-def locate(config: Mapping) -> Path:
+# Overrides that a teacher does not depend on: the command that makes one goes without them.
+_NOT_THE_TEACHERS = ("stage=", "temperature=", "alpha=", "objective", "student.", "distill.", "model@student", "hydra")
+
+
+def locate(config: Mapping, overrides: Sequence[str] = ()) -> Path:
     """The run directory of the configured teacher, checked to be usable with the configured data.
 
     `teacher.run=auto` is the newest completed teacher run with the configured teacher's fingerprint. Raises InputError
-    with the command that makes one when there is none.
+    when there is none, with the command that makes one, given the command line's `overrides`.
     """
     given = config["teacher"]["run"]
     dataset_sha256 = datasets.fingerprint(config["data"])
     if given == "auto":
         found = runs.find(config["outputs"], runs.identity(config, "teacher", dataset_sha256))
         if found is None:
-            command = shlex.join(["kdrun", "stage=teacher", *config.get("teacher_overrides", [])])
+            kept = [override for override in overrides if not override.startswith(_NOT_THE_TEACHERS)]
+            command = shlex.join(["kdrun", "stage=teacher", *kept])
             raise InputError(
                 f"teacher.run=auto: no completed teacher run below {config['outputs']} matches this config. "
                 f"Make one with: {command}. Or give teacher.run=RUN_DIRECTORY."
@@ -33,7 +38,9 @@ def locate(config: Mapping) -> Path:
         return found
     record = runs.read(given)
     if record["stage"] not in ("teacher", "student", "distill"):
-        raise InputError(f"teacher.run: {given} is a {record['stage']} run; a teacher is a teacher, student or distill run.")
+        raise InputError(
+            f"teacher.run: {given} is a {record['stage']} run; a teacher is a teacher, student or distill run."
+        )
     if record["status"] != "completed":
         raise InputError(f"teacher.run: {given} is {record['status']}, not completed. Finish it or give another run.")
     if record.get("dataset_sha256") != dataset_sha256:
@@ -42,6 +49,12 @@ def locate(config: Mapping) -> Path:
             f"{str(record.get('dataset_sha256'))[:12]}), this config is for {config['data']['name']} "
             f"({dataset_sha256[:12]}). Give a teacher of the same dataset."
         )
+    num_classes = datasets.load(config["data"]).num_classes
+    if record["num_classes"] != num_classes:
+        raise InputError(
+            f"teacher.run: {given} tells {record['num_classes']} classes apart, this config's data has {num_classes}. "
+            "Give a teacher with the same classes."
+        )
     theirs, ours = record["config"]["data"]["image_size"], config["data"]["image_size"]
     if theirs != ours:
         raise InputError(
@@ -49,16 +62,16 @@ def locate(config: Mapping) -> Path:
             f"Set data.image_size={theirs} or give another teacher."
         )
     if not runs.intact(Path(given), record):
-        raise InputError(f"teacher.run: {given} has files that differ from its run.json. It is damaged; give another run.")
+        raise InputError(
+            f"teacher.run: {given} has files that differ from its run.json. It is damaged; give another run."
+        )
     return Path(given)
 
 
-def load(run_dir: Path, policy: str):
-    """The network of a completed run with its best weights, frozen."""
-    from kdrun import models
-
+def load(run_dir: Path, policy: str, which: str = "best"):
+    """The network of a completed run with its `best` or `last` weights, frozen."""
     record = runs.read(run_dir)
     model = models.build(record["model"], tuple(record["image_shape"]), record["num_classes"], record["seed"], policy)
-    model.load_weights(run_dir / WEIGHTS)
+    model.load_weights(run_dir / "checkpoints" / f"{which}.weights.h5")
     model.trainable = False
     return model

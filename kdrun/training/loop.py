@@ -131,7 +131,9 @@ def compiled_steps(model, optimizer: FlatOptimizer, split: Split, settings: Sett
     return run_steps
 
 
-def compiled_inference(model, image_shape: tuple[int, int, int], settings: Settings) -> Callable[[np.ndarray], np.ndarray]:
+def compiled_inference(
+    model, image_shape: tuple[int, int, int], settings: Settings
+) -> Callable[[np.ndarray], np.ndarray]:
     """A function from uint8 images [n, *image_shape] to logits float32 [n, classes], in order, in inference mode."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, *image_shape], tf.uint8)])
@@ -139,8 +141,11 @@ def compiled_inference(model, image_shape: tuple[int, int, int], settings: Setti
         return model(prepare(images, settings.image_size), training=False)
 
     def infer(images: np.ndarray) -> np.ndarray:
-        size = settings.evaluation_batch_size
-        return np.concatenate([forward(images[i : i + size]).numpy() for i in range(0, len(images), size)])
+        logits = []
+        for start in range(0, len(images), settings.evaluation_batch_size):
+            stopping.check()
+            logits.append(forward(images[start : start + settings.evaluation_batch_size]).numpy())
+        return np.concatenate(logits)
 
     return infer
 

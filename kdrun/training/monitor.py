@@ -24,7 +24,8 @@ class Monitor:
         self._steps_per_epoch, self._histograms = steps_per_epoch, histograms
         self._lines: list[dict] = []
         self._writers = {
-            name: tf.summary.create_file_writer(str(run_dir / "tensorboard" / name)) for name in ("train", "validation", "test")
+            name: tf.summary.create_file_writer(str(run_dir / "tensorboard" / name))
+            for name in ("train", "validation", "test")
         }
         self._created = self._call_ended = time.perf_counter()
         self._first_step_seconds: float | None = None
@@ -92,7 +93,8 @@ class Monitor:
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         runs.write_with(self._run_dir / "metrics.jsonl", lambda name: Path(name).write_text(text))
         log.info(
-            "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation cross-entropy %.4f  accuracy %.4f%s  |  %s images/s%s",
+            "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation cross-entropy %.4f  accuracy %.4f%s  |  "
+            "%s images/s%s",
             self._title,
             number,
             self._epochs,
@@ -106,7 +108,7 @@ class Monitor:
         )
 
     def final(self, test: Mapping[str, Mapping], pictures: Mapping) -> None:
-        """The test metrics of the best weights, as the HParams tab shows them, and pictures uint8 [height, width, 3]."""
+        """Show test metrics (the best weights' go to the HParams tab) and pictures uint8 [height, width, 3]."""
         with self._writers["test"].as_default(step=self._epochs * self._steps_per_epoch):
             for name, value in test["best"].items():
                 tf.summary.scalar(f"test/{name}", value)

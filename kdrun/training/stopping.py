@@ -22,7 +22,6 @@ def on_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        _received.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -30,5 +29,5 @@ def on_signals() -> Iterator[None]:
 def check() -> None:
     """Raise Stopped if a signal has asked for it."""
     if _received:
-        name = signal.Signals(_received[0]).name
-        raise Stopped(_received[0], f"Stopped by {name}.")
+        number = _received.pop()
+        raise Stopped(number, f"Stopped by {signal.Signals(number).name}.")

@@ -1,0 +1,58 @@
+"""Loading TensorFlow without its start-up noise, and our own lines on the terminal."""
+
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# what every start of TensorFlow says, on a machine with or without a GPU; other lines are shown
+_NOISE = re.compile(
+    r"^I\d{4} |^WARNING: All log messages before absl|rebuild TensorFlow with|failed call to cuInit|^\s*$"
+)
+
+
+class _Console(logging.Handler):
+    """Prints to whatever standard output is at the moment, so that lines pass above a live progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stdout, flush=True)
+
+
+def log_to_terminal() -> None:
+    """Print kdrun's log lines; safe to call again."""
+    logger = logging.getLogger("kdrun")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not any(isinstance(handler, _Console) for handler in logger.handlers):
+        logger.addHandler(_Console())
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow and look for devices; its warnings and errors are shown, its greetings are not."""
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tf_keras behind tf.keras: Keras 3 is then never imported
+    with _noise_hidden():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+        tf.constant(0)  # the devices greet when they are first used
+
+
+@contextmanager
+def _noise_hidden() -> Iterator[None]:
+    # TensorFlow's C++ code writes to file descriptor 2, past sys.stderr
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        terminal = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            said.seek(0)
+            for line in said.read().decode(errors="replace").splitlines():
+                if not _NOISE.search(line):
+                    print(line, file=sys.stderr)

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -28,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
             options = get_args_parser().parse_args(arguments)
             if not (options.help or options.hydra_help or options.cfg or options.info or options.shell_completion):
                 sys.argv += _checked(options.overrides, options.config_dir, options.multirun)
-            hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_job)()
+            failures: list[KdrunError] = []
+            hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_job_of(failures))()
+        if failures:
+            raise failures[0]
         return 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -86,6 +90,18 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
     for place, values in enumerate(sweeps):
         jobs += [fixed + first[:place] + [value] + first[place + 1 :] for value in values[1:]]
     return jobs
+
+
+def _job_of(failures: list[KdrunError]):
+    def job(composed: DictConfig) -> None:
+        try:
+            _job(composed)
+        except KdrunError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # a sweep's launcher, perhaps in another process, has to know
+            failures.append(error)  # else Hydra would put a line of its own before ours
+
+    return job
 
 
 def _job(composed: DictConfig) -> None:

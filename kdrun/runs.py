@@ -135,17 +135,17 @@ def find(outputs: str, depends: Mapping) -> Path | None:
     """The newest completed run with this identity whose weights are what its record says; None when there is none."""
     wanted = fingerprint(depends)
     for run_dir, record in completed(outputs, depends["stage"]):
-        if record.get("fingerprint") == wanted and intact(run_dir, record):
+        if record.get("fingerprint") == wanted and not damaged(run_dir, record):
             return run_dir
     return None
 
 
-def intact(run_dir: Path, record: Mapping) -> bool:
-    """Whether the weights and predictions of a run are byte for byte what its record says."""
-    try:
-        return all(sha256(run_dir / name) == digest for name, digest in record["files"].items())
-    except (OSError, KeyError):
-        return False
+def damaged(run_dir: Path, record: Mapping) -> list[str]:
+    """Which of a completed run's files are missing or are not byte for byte what its record says."""
+    files = record["files"]
+    return [
+        name for name, digest in files.items() if not (run_dir / name).is_file() or sha256(run_dir / name) != digest
+    ]
 
 
 def check_writable(outputs: str) -> None:

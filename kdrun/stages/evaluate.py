@@ -26,6 +26,9 @@ def evaluate(config: Mapping, run_dir: Path) -> dict:
     evaluated = Path(config["run"])
     theirs = runs.read(evaluated)
     with runs.recording(run_dir, config, evaluated=str(evaluated)) as record:
+        damaged = runs.damaged(evaluated, theirs)
+        if damaged:
+            raise KdrunError(f"{evaluated}: {', '.join(damaged)} is not what run.json says it was. Files were changed.")
         precision.prepare_machine()
         dataset = datasets.load(theirs["config"]["data"])
         settings = settings_of(theirs["config"], theirs["seed"])
@@ -42,7 +45,7 @@ def evaluate(config: Mapping, run_dir: Path) -> dict:
             if different:
                 raise KdrunError(
                     f"{evaluated}: the {name} weights do not give the test metrics of run.json "
-                    f"({', '.join(different)}). Weights, record or data were changed, or this machine computes differently."
+                    f"({', '.join(different)}). Record or data were changed, or this machine computes otherwise."
                 )
             log.info(
                 "evaluate: %s weights, accuracy %.4f, cross-entropy %.4f, as run.json says",

@@ -61,10 +61,9 @@ def locate(config: Mapping, overrides: Sequence[str] = ()) -> Path:
             f"teacher.run: {given} was trained on images of {theirs} pixels a side, data.image_size is {ours}. "
             f"Set data.image_size={theirs} or give another teacher."
         )
-    if not runs.intact(Path(given), record):
-        raise InputError(
-            f"teacher.run: {given} has files that differ from its run.json. It is damaged; give another run."
-        )
+    damaged = runs.damaged(Path(given), record)
+    if damaged:
+        raise InputError(f"teacher.run: {given}: {', '.join(damaged)} is not what run.json says. Give another run.")
     return Path(given)
 
 

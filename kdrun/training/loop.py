@@ -4,7 +4,7 @@ Ours because `fit` can neither resume in mid-epoch, nor stop at a signal between
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,13 +74,16 @@ def train(
         sums = np.zeros(len(STEP_METRICS))
         monitor.epoch_started()
         for step, rows in _epoch(run_steps, settings, teacher, epoch, len(dataset.train.labels)):
-            _check_finite(rows[:, 0], step, epoch, weights["best"])
+            _check_finite("loss", rows[:, 0], step, epoch, weights["best"])
             sums += rows.sum(axis=0, dtype=np.float64)
             monitor.steps(rows[-1], len(rows))
         measured = dict(zip(STEP_METRICS, (sums / per_epoch).tolist(), strict=True))
+        if teacher is None:
+            del measured["distillation_loss"]
         validation = metrics.evaluate(
             infer(dataset.validation.images), dataset.validation.labels, teacher and teacher.validation
         )
+        _check_finite("validation cross-entropy", [validation["cross_entropy"]], step, epoch, weights["best"])
         runs.write_with(weights["last"], model.save_weights)
         if best is None or validation["cross_entropy"] < best["cross_entropy"]:
             best = {"epoch": epoch, **validation}
@@ -168,13 +171,13 @@ def _epoch(run_steps, settings: Settings, teacher: Teacher | None, epoch: int, s
         count = min(max(1, affordable), 2 * count, max(1, end - step))
 
 
-def _check_finite(losses: np.ndarray, step: int, epoch: int, best: Path) -> None:
-    finite = np.isfinite(losses)
+def _check_finite(name: str, values: Sequence[float], step: int, epoch: int, best: Path) -> None:
+    finite = np.isfinite(values)
     if not finite.all():
         first = int(np.argmin(finite))
         kept = f"The best weights from before are in {best}." if best.exists() else "No epoch was completed before."
         raise Diverged(
-            f"Training diverged: the loss is {losses[first]} at step {step + first + 1} (epoch {epoch}). {kept} "
+            f"Training diverged: the {name} is {values[first]} at step {step + first + 1} (epoch {epoch}). {kept} "
             "Try a smaller optimizer.learning_rate, optimizer.warmup_epochs=1 or precision=float32."
         )
 

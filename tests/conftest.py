@@ -1,0 +1,69 @@
+"""Fixtures for tests that use the command line but train nothing."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from kdrun.cli import main
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """Run kdrun in this process, in an empty folder, where any import of TensorFlow is an error."""
+    monkeypatch.chdir(tmp_path)
+    for package in ("tensorflow", "tf_keras"):
+        monkeypatch.setitem(sys.modules, package, None)
+
+    def run(*arguments) -> Ended:
+        capfd.readouterr()
+        return Ended(main([str(argument) for argument in arguments]), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def write_npz(tmp_path):
+    """Write a small .npz dataset: 60 + 20 images of 8x8, 3 classes; arrays can be replaced, or left out with None."""
+
+    def write(name: str = "my.npz", save=np.savez, **changes) -> Path:
+        random = np.random.default_rng(0)
+        arrays = {
+            "x_train": random.integers(0, 256, (60, 8, 8), np.uint8),
+            "y_train": np.arange(60) % 3,
+            "x_test": random.integers(0, 256, (20, 8, 8), np.uint8),
+            "y_test": np.arange(20) % 3,
+        } | changes
+        save(tmp_path / name, **{key: array for key, array in arrays.items() if array is not None})
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def write_idx(tmp_path):
+    """Write a folder of four small IDX files, 60 + 20 images of 8x8; returns it with the arrays in it."""
+
+    def write(opened=open, suffix: str = "") -> tuple[Path, dict[str, np.ndarray]]:
+        folder = tmp_path / "idx"
+        folder.mkdir()
+        random, arrays = np.random.default_rng(0), {}
+        for prefix, split, count in (("train", "train", 60), ("t10k", "test", 20)):
+            for kind, magic, shape in (("images-idx3", 3, (count, 8, 8)), ("labels-idx1", 1, (count,))):
+                array = random.integers(0, 256 if magic == 3 else 10, shape, np.uint8)
+                arrays[("x_" if magic == 3 else "y_") + split] = array
+                with opened(folder / f"{prefix}-{kind}-ubyte{suffix}", "wb") as file:
+                    file.write(bytes([0, 0, 8, magic]) + np.array(shape, ">u4").tobytes() + array.tobytes())
+        return folder, arrays
+
+    return write

@@ -1,0 +1,32 @@
+"""Signals, sent to a real kdrun process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = "stage=student experiment=quick epochs=500 data.train_size=1280 data.validation_size=128 data.test_size=128"
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_between_steps_and_is_recorded(number, exit_code, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdrun", *COMMAND.split(), "outputs=out"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out/student/*/metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    assert said == f"kdrun: Stopped by {number.name}.\n"
+    (run_json,) = tmp_path.glob("out/student/*/run.json")
+    assert json.loads(run_json.read_text())["status"] == "interrupted"

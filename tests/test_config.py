@@ -1,0 +1,223 @@
+"""The config: its keys, its presets, and what checking makes of values. No TensorFlow in here."""
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from kdrun import config
+from kdrun.cli import config_dir
+
+PRESETS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
+STAGES = sorted(path.stem for path in (config_dir() / "stage").glob("*.yaml"))
+OPTIONS = sorted(path for path in config_dir().glob("*/**/*.yaml"))
+
+# A new knob is a new line here.
+KEYS = """
+alpha
+batch_size
+data.augment.flip
+data.augment.jitter
+data.image_size
+data.name
+data.test_size
+data.train_size
+data.validation_size
+distill.batch_size
+distill.epochs
+epochs
+evaluation_batch_size
+objective.name
+objective.scale_by_temperature_squared
+optimizer.beta_1
+optimizer.beta_2
+optimizer.epsilon
+optimizer.learning_rate
+optimizer.name
+optimizer.rectify
+optimizer.schedule
+optimizer.warmup_epochs
+optimizer.weight_decay
+outputs
+precision
+reuse
+seed
+stage
+student.batch_size
+student.epochs
+student.model.blocks
+student.model.growth_rate
+student.model.name
+teacher.batch_size
+teacher.epochs
+teacher.model.blocks
+teacher.model.growth_rate
+teacher.model.name
+teacher.run
+teacher.seed
+temperature
+tensorboard.histograms
+""".split()
+
+
+@pytest.fixture
+def compose():
+    """The config of some overrides, as plain values."""
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield lambda *given: OmegaConf.to_container(hydra.compose("config", list(given)), resolve=True)
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def check(compose):
+    """The checked config of some overrides, held against the same groups' files with nothing set."""
+
+    def checked(*given):
+        composed = hydra.compose("config", list(given), return_hydra_config=True)
+        choices = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items()]
+        groups = [choice for choice in choices if not choice.startswith(("hydra/", "experiment="))]
+        reference = OmegaConf.to_container(hydra.compose("config", groups), resolve=False)
+        return config.check(compose(*given), reference)
+
+    return checked
+
+
+def test_the_keys_are_these(compose):
+    assert sorted(dict(config.flatten(compose()))) == KEYS
+
+
+def test_every_key_of_every_option_has_a_rule():
+    """A key without one would pass with any value of its default's type."""
+    keys = {
+        key.split(".")[-1]
+        for path in [config_dir() / "config.yaml", *OPTIONS]
+        if "hydra" not in path.parts
+        for key, _ in config.flatten({k: v for k, v in OmegaConf.load(path).items() if k not in ("defaults", "hydra")})
+    }
+    assert keys - config.RULES.keys() == {"name", "stage"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_every_preset_goes_with_every_stage(check, preset, stage):
+    given = [f"stage={stage}"] + ["run=x"] * (stage == "evaluate") + [f"experiment={preset}"] * (preset is not None)
+    checked = check(*given)
+    assert checked["stage"] == stage
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_fits_its_data_and_models(check, preset, tmp_path):
+    """check_together ends without an error, and makes nothing but the outputs folder."""
+    config.check_together(check(f"experiment={preset}", f"outputs={tmp_path / 'outputs'}"))
+    assert not [path for path in tmp_path.rglob("*") if path != tmp_path / "outputs"]
+
+
+@pytest.mark.parametrize("data", ["mnist", "fashion_mnist", "npz"])
+@pytest.mark.parametrize("optimizer", ["adabelief", "adam", "sgd"])
+@pytest.mark.parametrize("model", ["convnet", "densenet", "densenet_12", "mlp"])
+def test_all_groups_go_together(check, data, optimizer, model):
+    checked = check(f"data={data}", f"optimizer={optimizer}", f"model@student.model={model}", "++data.path=x")
+    assert (checked["data"]["name"], checked["optimizer"]["name"]) == (data, optimizer)
+
+
+def test_whole_numbers_become_floats_for_float_keys(check):
+    whole = check("temperature=10", "alpha=1", "optimizer.weight_decay=0", "optimizer.warmup_epochs=1")
+    floats = check("temperature=10.0", "alpha=1.0", "optimizer.weight_decay=0.0", "optimizer.warmup_epochs=1e0")
+    assert whole == floats
+    assert repr(whole) == repr(floats)  # 10 == 10.0, but a run's fingerprint is of what JSON writes
+
+
+def test_checking_again_changes_nothing(check):
+    checked = check("temperature=4")
+    assert repr(config.check(checked, checked)) == repr(checked)
+
+
+@pytest.mark.parametrize(
+    ("key", "edges"),
+    [
+        ("alpha", [0, 0.0, 1, 1.0]),
+        ("temperature", [1e-6, 1e6]),
+        ("seed", [0, 2**31 - 1]),
+        ("epochs", [1]),
+        ("data.augment.jitter", [0, 64]),
+        ("data.train_size", [1, "null"]),
+        ("optimizer.beta_1", [0, 0.999999]),
+        ("optimizer.weight_decay", [0]),
+    ],
+)
+def test_values_at_the_edges_are_allowed(check, key, edges):
+    for edge in edges:
+        value = dict(config.flatten(check(f"{key}={edge}")))[key]
+        assert value == (None if edge == "null" else edge)
+
+
+@pytest.mark.parametrize(
+    ("key", "beyond"),
+    [("seed", 2**31), ("data.augment.jitter", 65), ("data.image_size", 4097), ("optimizer.epsilon", 0)],
+)
+def test_values_beyond_the_edges_are_refused(check, key, beyond):
+    with pytest.raises(config.InputError, match=f"^{key} must be .*got {beyond}"):
+        check(f"{key}={beyond}")
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: str(path.relative_to(config_dir())))
+def test_every_option_says_what_it_is_in_its_first_line(path):
+    lines = path.read_text().splitlines()
+    if lines[0].startswith("# @package"):  # Hydra wants this first
+        lines.pop(0)
+    assert lines[0].startswith("# ") and len(lines[0]) > 10
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_says_how_it_is_run(preset):
+    first, command, what = (config_dir() / f"experiment/{preset}.yaml").read_text().splitlines()[:3]
+    assert (first, command) == ("# @package _global_", f"# kdrun experiment={preset}")
+    assert what.startswith("# ")
+
+
+@pytest.fixture
+def own_preset(tmp_path):
+    """Write a preset of the user's own into a config folder; returns the arguments that choose it."""
+
+    def write(text: str) -> list[str]:
+        (tmp_path / "mine/experiment").mkdir(parents=True)
+        (tmp_path / "mine/experiment/my.yaml").write_text(f"# @package _global_\n{text}")
+        return ["--config-dir", "mine", "experiment=my"]
+
+    return write
+
+
+def test_a_preset_of_the_users_own_works(command, own_preset):
+    chosen = own_preset(
+        "defaults:\n  - override /model@student.model: mlp\n  - override /optimizer: adam\n"
+        "alpha: 0.25\nstudent:\n  model:\n    hidden_units: [30]\n"
+    )
+    shown = command(*chosen, "--cfg", "job")
+    assert (shown.code, shown.err) == (0, "")
+    assert "\nalpha: 0.25\n" in shown.out and "hidden_units:\n    - 30\n" in shown.out
+    # TensorFlow cannot be imported in this test: a config that passes every check ends there
+    ended = command(*chosen, "stage=student")
+    assert ended.code == 1 and "import of tensorflow halted" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("alfa: 0.3\n", ["alfa: there is no such key", "alpha"]),
+        ("student:\n  model:\n    growth: 3\n", ["student.model.growth: there is no such key", "growth_rate"]),
+        ("optimizer:\n  learning_rat: 0.1\n", ["optimizer.learning_rat: there is no such key", "learning_rate"]),
+        ("extra:\n  alpha: 0.3\n", ["extra.alpha: there is no such key"]),
+        ("alpha: 2\n", ["alpha must be a number from 0 to 1", "got 2"]),
+        ("data:\n  name: npz\n", ["data.name cannot be set by hand"]),
+        ("defaults:\n  - override /optimizer: adm\n", ["adm", "adabelief, adam, sgd"]),
+        ("defaults:\n  - override /optimiser: adam\n", ["optimiser"]),
+        ("alpha: [\n", ["my.yaml"]),
+    ],
+)
+def test_a_typo_in_a_preset_of_the_users_own_is_refused(command, own_preset, tmp_path, text, expected):
+    ended = command(*own_preset(text))
+    assert ended.code == 2, ended.err
+    assert ended.err.startswith("kdrun: ") and ended.err.count("\n") == 1
+    for part in expected:
+        assert part in ended.err
+    assert not (tmp_path / "outputs").exists()

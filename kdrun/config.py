@@ -38,7 +38,7 @@ def number(low: float, high: float = math.inf, low_included: bool = True, high_i
         allowed = f"a number from {low:g} to {high:g}" if high_included else f"a number from {low:g} to below {high:g}"
 
     def check(key, given):
-        if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+        if isinstance(given, bool) or not isinstance(given, int | float) or not -1e300 < given < 1e300:
             raise _refused(key, given, allowed)
         inside = (given > low or (low_included and given == low)) and (
             given < high or (high_included and given == high)
@@ -207,14 +207,15 @@ def check_together(config: Mapping, overrides: Sequence[str] = ()) -> None:
     datasets.load(data)
     if stage == "distill" or (stage == "pipeline" and config["teacher"]["run"] != "auto"):
         checkpoint.locate(config, overrides)
-    runs.check_writable(config["outputs"])
+    runs.check_writable(config["outputs"], stage)
 
 
 def unknown_key(key: str, known: Mapping) -> InputError:
     """The error for a key that is not there, with the nearest ones that are."""
-    near = get_close_matches(key, known, 3, 0.6) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
-    # the same word further down (batchsize -> batch_size, student.alpha -> alpha)
-    near = near or get_close_matches(key.split(".")[-1], known, 3, 0.6)
+    # the same word in another place (student.alpha -> alpha), or a word like it
+    near = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
+    near = near or get_close_matches(key, known, 3, 0.6) or get_close_matches(key.split(".")[-1], known, 3, 0.6)
+    near = near or [k for k in known if k.startswith(f"{key}.")][:3]
     hint = f"Did you mean {', '.join(near)}?" if near else "See kdrun --cfg job for every key."
     return InputError(f"{key}: there is no such key. {hint}")
 
@@ -262,7 +263,7 @@ def _refused(key: str, given: Any, allowed: str, example: Any = None) -> InputEr
 
 def _check_evaluated(config: Mapping) -> None:
     record = runs.read(config["run"])
-    if record["stage"] not in _TRAINS:
+    if record["stage"] not in runs.TRAINING:
         raise InputError(
             f"run: {config['run']} is a {record['stage']} run; evaluate takes a teacher, student or distill run."
         )

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from kdrun.errors import Diverged, InputError, KdrunError, Stopped
 log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise when the same config would no longer give the same result
+TRAINING = ("teacher", "student", "distill")  # stages that train one network
 _PACKAGES = ("tensorflow", "tf-keras", "adabelief-tf", "numpy", "hydra-core")
 
 
@@ -113,9 +114,18 @@ def read(run_dir: str | Path) -> dict:
         raise InputError(f"{run_dir} is not a run directory: {path.name} cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}.") from error
-    if not isinstance(record, dict) or not {"stage", "status", "config"} <= record.keys():
-        raise InputError(f"{path} is not the record of a kdrun run.")
+    needed = {"stage", "status", "config"}
+    if isinstance(record, dict) and record.get("status") == "completed":
+        needed |= {"finished"} | (
+            {"files", "num_classes", "dataset_sha256"} if record.get("stage") in TRAINING else set()
+        )
+    if not isinstance(record, dict) or not needed <= record.keys() or not _is_config(record["config"]):
+        raise InputError(f"{path} is not the record of a kdrun run: it lacks some of {', '.join(sorted(needed))}.")
     return record
+
+
+def _is_config(config) -> bool:
+    return isinstance(config, dict) and isinstance(config.get("data"), dict)
 
 
 def completed(outputs: str, stage: str) -> list[tuple[Path, dict]]:
@@ -148,17 +158,24 @@ def damaged(run_dir: Path, record: Mapping) -> list[str]:
     ]
 
 
-def check_writable(outputs: str) -> None:
-    """Make the outputs folder. Raises InputError where that, or writing into it, is refused."""
-    probe = Path(outputs) / f".{uuid.uuid4().hex}"
+def check_writable(outputs: str, stage: str) -> None:
+    """Try whether a run directory can be made, and leave everything as it was. Raises InputError where it cannot."""
+    probe = Path(outputs) / stage / uuid.uuid4().hex
+    made = []
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        for folder in reversed([probe, *probe.parents]):
+            if not folder.is_dir():
+                folder.mkdir()
+                made.append(folder)
     except OSError as error:
         raise InputError(
-            f"outputs: {outputs} cannot be written to ({error.strerror}). Set outputs to a folder of yours."
+            f"outputs: {outputs} cannot be written to ({error.strerror}: {error.filename}). "
+            "Set outputs to a folder of yours."
         ) from error
+    finally:
+        for folder in reversed(made):
+            with suppress(OSError):  # somebody else's run has begun in there meanwhile
+                folder.rmdir()
 
 
 def sha256(path: Path) -> str:

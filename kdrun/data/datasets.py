@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,8 @@ _IDX_FILES = {
     "y_test": "t10k-labels-idx1-ubyte",
 }
 _KEYS = tuple(_IDX_FILES)
+# what zipfile, gzip, zlib and numpy raise for files that are damaged, encrypted or compressed in an unknown way
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class Split(NamedTuple):
@@ -138,8 +141,9 @@ def _arrays(key: tuple) -> tuple:
     shapes(dict(zip(("name", "path", "num_classes"), key, strict=True)))
     arrays = {name: source.read(name) for name in _KEYS}
     for name, array in arrays.items():
-        allowed, said = (np.uint8, "uint8") if name.startswith("x_") else (np.integer, "integers")
-        if not np.issubdtype(array.dtype, allowed):
+        images = name.startswith("x_")
+        fits, said = (array.dtype == np.uint8, "uint8") if images else (array.dtype.kind in "iu", "integers")
+        if not fits:
             raise InputError(f"{source.path}: {name} is {array.dtype}; it must be {said}.")
     num_classes = source.num_classes or int(arrays["y_train"].max()) + 1
     for name in ("y_train", "y_test"):
@@ -204,7 +208,7 @@ class _Npz:
                             f"{path}: {name} claims {claimed} bytes and the file holds {held}. It is damaged."
                         )
                     self._headers[name] = shape
-        except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{path}: not a readable .npz file ({error}). Write it again with numpy.savez.") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -214,7 +218,7 @@ class _Npz:
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 return archive[name]
-        except (OSError, zipfile.BadZipFile, ValueError, EOFError, zipfile.zlib.error) as error:
+        except _UNREADABLE as error:
             raise InputError(
                 f"{self.path}: {name} cannot be read ({error}). The file is damaged or truncated."
             ) from error
@@ -244,7 +248,7 @@ class _Idx:
         try:
             with self._open(name) as file:
                 return self._header(file, name)
-        except (OSError, EOFError, gzip.zlib.error) as error:
+        except _UNREADABLE as error:
             raise InputError(
                 f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated."
             ) from error
@@ -262,7 +266,7 @@ class _Idx:
                 shape = self._header(file, name)
                 expected = int(np.prod(shape, dtype=object))
                 payload = file.read()
-        except (OSError, EOFError, gzip.zlib.error) as error:
+        except _UNREADABLE as error:
             raise InputError(
                 f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated."
             ) from error

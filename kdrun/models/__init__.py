@@ -8,9 +8,10 @@ from kdrun.registry import get
 def smallest_image_size(model: Mapping) -> int:
     """Pixels a side that the configured model needs at least."""
     try:
-        return get("smallest_image_size", model["name"])(model)
-    except KeyError:
+        smallest = get("smallest_image_size", model["name"])
+    except KeyError:  # a model that takes any size registers none
         return 1
+    return smallest(model)
 
 
 def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, seed: int, policy: str):
@@ -32,4 +33,7 @@ def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, s
         outputs = tf_keras.layers.Activation("linear", dtype="float32", name="logits")(x)
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
-    return tf_keras.Model(inputs, outputs, name=model["name"])
+    network = tf_keras.Model(inputs, outputs, name=model["name"])
+    # tf_keras leaves the generators of its dropout layers out of checkpoints; as an attribute they are in
+    network.generators = [x._random_generator._generator for x in network.layers if hasattr(x, "_random_generator")]
+    return network

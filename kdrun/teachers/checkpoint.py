@@ -29,7 +29,7 @@ def locate(config: Mapping, overrides: Sequence[str] = ()) -> Path:
     if given == "auto":
         found = runs.find(config["outputs"], runs.identity(config, "teacher", dataset_sha256))
         if found is None:
-            kept = [override for override in overrides if not override.startswith(_NOT_THE_TEACHERS)]
+            kept = [o for o in overrides if not o.lstrip("+~").startswith(_NOT_THE_TEACHERS)]
             command = shlex.join(["kdrun", "stage=teacher", *kept])
             raise InputError(
                 f"teacher.run=auto: no completed teacher run below {config['outputs']} matches this config. "
@@ -37,7 +37,7 @@ def locate(config: Mapping, overrides: Sequence[str] = ()) -> Path:
             )
         return found
     record = runs.read(given)
-    if record["stage"] not in ("teacher", "student", "distill"):
+    if record["stage"] not in runs.TRAINING:
         raise InputError(
             f"teacher.run: {given} is a {record['stage']} run; a teacher is a teacher, student or distill run."
         )

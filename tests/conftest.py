@@ -1,13 +1,19 @@
-"""Fixtures for tests that use the command line but train nothing."""
+"""Fixtures for tests that use the command line but train nothing; pytest and TensorFlow kept apart."""
 
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import absl.logging
 import numpy as np
 import pytest
 
 from kdrun.cli import main
+
+
+# When Hydra sets up logging, older handlers are closed, and absl's (TensorFlow's) closes its stream unless that is the
+# process's own: pytest's capture would be gone.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 class Ended(NamedTuple):

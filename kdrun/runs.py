@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from kdrun.errors import Diverged, InputError, KdrunError, Stopped
@@ -71,8 +72,15 @@ def fingerprint(depends: Mapping) -> str:
 def recording(run_dir: Path, config: Mapping, **facts) -> Iterator[dict]:
     """Keep run.json while a stage runs: `running` at first, then how it ended.
 
-    Yields the record; what the stage puts under `results` is written when it ends. The log goes to kdrun.log.
+    Yields the record; what the stage puts under `results` is written when it ends. The log goes to kdrun.log. Raises
+    InputError when the directory holds a run, or is another process's.
     """
+    check_unused(run_dir)
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{run_dir} is being written by another kdrun. Choose another directory.") from error
     handler = logging.FileHandler(run_dir / "kdrun.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("kdrun").addHandler(handler)
@@ -103,6 +111,7 @@ def recording(run_dir: Path, config: Mapping, **facts) -> Iterator[dict]:
         logging.getLogger("kdrun").removeHandler(handler)
         handler.close()
         write_json(run_dir / "run.json", record)
+        lock.release()
 
 
 def read(run_dir: str | Path) -> dict:
@@ -156,6 +165,12 @@ def damaged(run_dir: Path, record: Mapping) -> list[str]:
     return [
         name for name, digest in files.items() if not (run_dir / name).is_file() or sha256(run_dir / name) != digest
     ]
+
+
+def check_unused(run_dir: Path) -> None:
+    """Raises InputError when the directory holds a run: a run is never overwritten."""
+    if (run_dir / "run.json").exists():
+        raise InputError(f"{run_dir} holds a run already, which is never overwritten. Choose another directory.")
 
 
 def check_writable(outputs: str, stage: str) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from kdrun.cli import main
 
-
 # When Hydra sets up logging, older handlers are closed, and absl's (TensorFlow's) closes its stream unless that is the
 # process's own: pytest's capture would be gone.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__

@@ -133,6 +133,8 @@ BAD_LINES = [
     (["-m", "temperature=interval(1,2)"], ["INTERVAL"]),
     (["--config-dir", "nope"], ["nope"]),
     (["--config-name", "nope"], ["nope"]),
+    (["--config-path", "nope"], ["--config-path", "--config-dir"]),
+    (["--experimental-rerun", "nope"], ["--experimental-rerun"]),
     (["temperature=1" + "0" * 400], ["temperature must be a number"]),
 ]
 
@@ -488,6 +490,13 @@ def test_run_that_cannot_be_evaluated_is_refused(command, tmp_path, write_run, c
     run_dir = make(write_run)
     assert_refused(command("stage=evaluate", f"run={run_dir}"), str(run_dir), *expected)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_directory_that_holds_a_run_is_not_written_again(command, tmp_path, write_run):
+    run_dir = write_run()
+    before = (run_dir / "run.json").read_bytes()
+    assert_refused(command(*STUDENT, f"hydra.run.dir={run_dir}"), str(run_dir), "holds a run already")
+    assert (run_dir / "run.json").read_bytes() == before
 
 
 def test_run_whose_data_is_gone_is_not_evaluated(command, tmp_path, write_run):

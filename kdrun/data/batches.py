@@ -25,11 +25,6 @@ def view_count(jitter: int, flip: bool) -> int:
     return (2 * jitter + 1) ** 2 * (2 if flip else 1)
 
 
-def unchanged_view(jitter: int) -> int:
-    """The view that leaves an image as it is: no shift, no flip."""
-    return 2 * jitter * (jitter + 1)
-
-
 def stream(seed: int, step: int, count: int, batch_size: int, size: int, views: int) -> tuple[np.ndarray, np.ndarray]:
     """The batches of `count` steps from `step` on.
 

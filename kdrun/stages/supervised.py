@@ -12,6 +12,7 @@ from kdrun.registry import register
 from kdrun.reports import figures
 from kdrun.training import loop, precision
 from kdrun.training.monitor import Monitor
+from kdrun.training.optimizers import FlatOptimizer
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ def train_network(
     histograms = config["tensorboard"]["histograms"]
     with Monitor(run_dir, stage, settings.epochs, steps_per_epoch, settings.batch_size, histograms) as monitor:
         policy = precision.policy(config["precision"])
+        # the one place where variables are made
         model = models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
+        optimizer = FlatOptimizer(settings.optimizer, model.trainable_variables, scale_loss=policy == "mixed_float16")
         trainable = sum(v.shape.num_elements() for v in model.trainable_variables)
         record |= {
             "model": model_keys,
@@ -81,7 +84,7 @@ def train_network(
             run_dir,
         )
         monitor.config(OmegaConf.to_yaml(config), _hyperparameters(config, seed))
-        results = loop.train(model, dataset, settings, run_dir, monitor, teacher)
+        results = loop.train(model, optimizer, dataset, settings, run_dir, monitor, teacher)
         pictures = figures.predictions(dataset.test, run_dir / "predictions" / "test.npz")
         monitor.final(results["test"], pictures)
         record["results"] = results

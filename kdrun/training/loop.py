@@ -55,15 +55,21 @@ class Settings(NamedTuple):
 
 
 def train(
-    model, dataset: Dataset, settings: Settings, run_dir: Path, monitor: Monitor, teacher: Teacher | None = None
+    model,
+    optimizer: FlatOptimizer,
+    dataset: Dataset,
+    settings: Settings,
+    run_dir: Path,
+    monitor: Monitor,
+    teacher: Teacher | None = None,
 ) -> dict:
     """Train `model` on labels, and on `teacher` if there is one; returns what run.json calls results.
 
+    `optimizer` is over the model's trainable variables.
     Writes checkpoints/best.weights.h5 (lowest validation cross-entropy) and last.weights.h5 below `run_dir`, and
     predictions/test.npz with both's logits on the test set, which is looked at once, here at the end. Raises Diverged
     when the loss is not finite.
     """
-    optimizer = FlatOptimizer(settings.optimizer, model.trainable_variables, scale_loss=_in_float16(model))
     run_steps = compiled_steps(model, optimizer, dataset.train, settings, teacher)
     infer = compiled_inference(model, dataset.test.images.shape[1:], settings)
     per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
@@ -190,7 +196,3 @@ def _test(model, infer, dataset: Dataset, run_dir: Path, weights: Mapping[str, P
     predictions = {"labels": dataset.test.labels, "logits": logits["best"], "last_logits": logits["last"]}
     runs.write_with(run_dir / "predictions" / "test.npz", lambda name: np.savez(name, **predictions))
     return {name: metrics.evaluate(z, dataset.test.labels, teacher and teacher.test) for name, z in logits.items()}
-
-
-def _in_float16(model) -> bool:
-    return any(layer.compute_dtype == "float16" for layer in model.layers)

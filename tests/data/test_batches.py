@@ -3,14 +3,7 @@
 import numpy as np
 import pytest
 
-from kdrun import startup
 from kdrun.data import batches
-
-startup.load_tensorflow()
-
-import tensorflow as tf  # noqa: E402
-
-from kdrun.training.preprocessing import augment  # noqa: E402
 
 
 def _bytes(seed, step, count, batch_size, size, views):
@@ -132,14 +125,3 @@ def test_an_index_has_one_view_in_a_pass_whatever_the_batch_size():
             assert seen == expected
     by_index = [view[np.argsort(one)] for one, view in zip(indices, chosen, strict=True)]
     assert np.mean(by_index[0] == by_index[1]) < 0.3  # 1 in 50 by chance
-
-
-@pytest.mark.parametrize("jitter", [0, 1, 2, 4])
-@pytest.mark.parametrize("flip", [False, True])
-def test_unchanged_view_is_the_one_that_leaves_an_image_untouched(jitter, flip):
-    image = np.random.default_rng(0).integers(1, 256, (9, 10, 1), dtype=np.uint8)
-    views = batches.view_count(jitter, flip)
-    images = tf.constant(np.stack([image] * views))
-    all_views = augment(images, tf.range(views), jitter, flip).numpy()
-    untouched = [view for view in range(views) if all_views[view].tobytes() == image.tobytes()]
-    assert untouched == [batches.unchanged_view(jitter)]

@@ -57,6 +57,7 @@ def test_a_run_directory_holds_what_the_design_lists(trained):
         assert {name.split("/")[1] for name in events} == {"train", "validation", "test"}
         assert files - events == {
             ".hydra/config.yaml",
+            ".lock",
             "kdrun.log",
             "run.json",
             "metrics.jsonl",

@@ -1,0 +1,120 @@
+"""A command line's overrides: composed and checked before anything is made, and refused in words of our own."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from kdrun import config, runs
+from kdrun.errors import InputError
+
+
+def config_dir() -> Path:
+    """The folder of shipped config files: inside an installed package, beside it in a checkout."""
+    installed = Path(__file__).with_name("conf")
+    return installed if installed.is_dir() else Path(__file__).parent.with_name("conf")
+
+
+def checked(options: argparse.Namespace) -> list[str]:
+    """Check every job that the command line asks for; returns further overrides: the run directory made for it.
+
+    Raises InputError, or what Hydra raises.
+    """
+    for flag in ("experimental_rerun", "config_path"):  # the one unpickles a file, the other leaves kdrun's config out
+        if getattr(options, flag):
+            raise InputError(f"--{flag.replace('_', '-')} is not for kdrun. Give overrides, or --config-dir.")
+    searched, flags, overrides = [], [], options.overrides
+    if options.config_dir:
+        if not os.path.isdir(options.config_dir):
+            raise InputError(f"--config-dir: {options.config_dir} is not a folder. Give one with config files.")
+        searched = [f"hydra.searchpath=[file://{os.path.abspath(options.config_dir)}]"]
+        flags = ["--config-dir", options.config_dir]
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        for override in overrides:
+            if override.startswith("="):  # the one that Hydra's own reading lets pass
+                raise _unreadable(override)
+        for job in _jobs(overrides) if options.multirun else [overrides]:
+            composed = hydra.compose(options.config_name or "config", job + searched, return_hydra_config=True)
+            choices = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items()]
+            values = config.check(plain(composed), _reference(choices + searched))
+            config.check_together(values, flags + job)
+    if options.multirun:
+        return []
+    if any(override.startswith("hydra.run.dir=") for override in overrides):
+        runs.check_unused(Path(composed.hydra.run.dir))
+        return []
+    run_dir = runs.create(values["outputs"], values["stage"])
+    return [f"hydra.run.dir={_quoted(str(run_dir))}"]
+
+
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """Overrides of jobs in which each swept value occurs once: to check values, their combinations are not needed."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    sweeps = [
+        [f"{o.input_line.split('=')[0]}={value}" for value in o.sweep_string_iterator()]
+        for o in parsed
+        if o.is_discrete_sweep()
+    ]
+    first = [values[0] for values in sweeps]
+    jobs = [fixed + first]
+    for place, values in enumerate(sweeps):
+        jobs += [fixed + first[:place] + [value] + first[place + 1 :] for value in values[1:]]
+    return jobs
+
+
+def plain(composed: DictConfig) -> dict:
+    """A composed config without Hydra's own part, resolved, as plain dictionaries."""
+    hydra_left_out = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    return OmegaConf.to_container(hydra_left_out, resolve=True, throw_on_missing=True)
+
+
+def _reference(choices: list[str]) -> dict:
+    """The config of some choices of groups with nothing else set, as it stands in the files."""
+    kept = [choice for choice in choices if not choice.startswith(("hydra/", "experiment="))]
+    return OmegaConf.to_container(hydra.compose("config", kept), resolve=False)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _unreadable(override: str) -> InputError:
+    return InputError(
+        f"{override}: cannot be read as an override. A command line has key=value; lists go in brackets, and quotes "
+        "around the whole word."
+    )
+
+
+def explained(error: Exception, arguments: list[str]) -> InputError:
+    """Hydra's and OmegaConf's errors in a line of our own."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, given = str(error.missing_cfg_file).rpartition("/")
+        return InputError(f"{group}={given}: there is no such {group}. Allowed: {', '.join(sorted(error.options))}.")
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    instead = re.search(r"Could not override '([^']+)'\.\s*Did you mean to override ([^?]+)\?", str(error))
+    if instead:
+        return InputError(f"{instead[1]}: there is no such key. Did you mean {instead[2].strip()}?")
+    unknown = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)", str(error))
+    if unknown:
+        groups = [a for a in arguments if "=" in a and (config_dir() / a.split("=")[0].split("@")[0]).is_dir()]
+        try:
+            with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+                known = dict(config.flatten(_reference(groups)))
+        except HydraException:  # a second mistake, in a choice of groups
+            known = {}
+        return config.unknown_key(unknown[1], known)
+    cause = error.__cause__ or error
+    if isinstance(cause, MissingMandatoryValue):
+        key = re.search(r"[\w.]+$", str(getattr(cause, "full_key", None) or cause).strip())[0]
+        return InputError(f"{key} must be given. Write {key}=VALUE.")
+    line = " ".join(str(error).split())
+    return InputError(f"{line} See kdrun --help.")

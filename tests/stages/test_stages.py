@@ -138,6 +138,26 @@ def test_the_same_command_again_reuses_all_three_runs(pipeline, trained, capsys)
         assert run_dirs(outputs, stage) == [trained[stage]]
 
 
+def test_reuse_can_be_turned_off(pipeline, trained):
+    outputs, _ = pipeline
+    arguments = [*SMALL, f"outputs={outputs}", f"teacher.run={trained['teacher']}", "temperature=7", "distill.epochs=1"]
+    for reuse, count in (("true", 2), ("true", 2), ("false", 3)):
+        assert main([*arguments, f"reuse={reuse}"]) == 0
+        assert len(run_dirs(outputs, "distill")) == count
+        assert run_dirs(outputs, "teacher") == [trained["teacher"]]
+    assert len(run_dirs(outputs, "student")) == 2
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_learns_as_float32_does(precision, trained, tmp_path):
+    assert main([*SMALL, "stage=teacher", f"precision={precision}", f"outputs={tmp_path}"]) == 0
+    record = record_of(run_dirs(tmp_path, "teacher")[0])
+    assert record["precision"] == precision
+    there, here = (r["results"]["test"]["last"]["cross_entropy"] for r in (record_of(trained["teacher"]), record))
+    assert here != there
+    assert here == pytest.approx(there, rel=0.05)
+
+
 def test_the_same_command_twice_gives_the_same_bits(trained, tmp_path):
     assert main([*SMALL, "stage=student", f"outputs={tmp_path}"]) == 0
     again = run_dirs(tmp_path, "student")[0]

@@ -132,15 +132,12 @@ RULES: dict[str, Rule] = {
     "histograms": boolean,
 }
 
-# What a stage trains, by role: only these roles' models have to fit the data.
-_TRAINS = {"teacher": ["teacher"], "student": ["student"], "distill": ["student"], "evaluate": []}
-
 
 def check(given: Mapping, reference: Mapping) -> dict:
     """The config with its values checked one by one, as plain dictionaries.
 
     `reference` is the same choice of groups with nothing overridden: it says which keys there are, and of what type.
-    Keys named `name` are their group's and cannot be set by hand.
+    The stage and keys called `name` are their group's and cannot be set by hand.
     """
     known = dict(flatten(reference))
     values = dict(flatten(given))
@@ -156,58 +153,72 @@ def check_together(config: Mapping, overrides: Sequence[str] = ()) -> None:
 
     `overrides` are the command line's, for the command that an error recommends.
     """
-    stage, data = config["stage"], config["data"]
+    stage = config["stage"]
     if stage == "evaluate":
-        _check_evaluated(config)
-        config = {**config, "data": runs.read(config["run"])["config"]["data"]}
-        data = config["data"]
+        record = runs.read(config["run"])
+        _check_evaluated(config["run"], record)
+        _training_size(record["config"]["data"])
+        datasets.load(record["config"]["data"])
+    else:
+        training_size = _training_size(config["data"])
+        _check_augmentation(config["data"])
+        for role in [stage] if stage in runs.TRAINING else runs.TRAINING:
+            _check_role(config, role, training_size)
+        if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
+            raise InputError("optimizer.nesterov=true needs momentum, got 0. Set optimizer.momentum=0.9 or the like.")
+        datasets.load(config["data"])
+    if stage == "distill" or (stage == "pipeline" and config["teacher"]["run"] != "auto"):
+        checkpoint.locate(config, overrides)
+    runs.check_writable(config["outputs"], stage)
+
+
+def _training_size(data: Mapping) -> int:
+    """How many images the training split has; raises InputError where the sizes of splits are not to be had."""
     shapes = datasets.shapes(data)
-    held_out = data["validation_size"]
-    rest = shapes.train[0] - held_out
+    rest = shapes.train[0] - data["validation_size"]
     if rest < 1:
         raise InputError(
-            f"data.validation_size={held_out} leaves no training images: {data['name']} has {shapes.train[0]}. "
-            f"It must be below {shapes.train[0]}."
+            f"data.validation_size={data['validation_size']} leaves no training images: {data['name']} has "
+            f"{shapes.train[0]}. It must be below {shapes.train[0]}."
         )
     for key, most in (("train_size", rest), ("test_size", shapes.test[0])):
         if data[key] is not None and data[key] > most:
             raise InputError(
                 f"data.{key}={data[key]} is more than there are: {most}. Give at most {most}, or null for all."
             )
-    if stage == "evaluate":
-        datasets.load(data)
-        return
-    if data["augment"]["jitter"] >= min(shapes.train[1:3]):
+    return data["train_size"] or rest
+
+
+def _check_augmentation(data: Mapping) -> None:
+    height, width = datasets.shapes(data).train[1:3]
+    if data["augment"]["jitter"] >= min(height, width):
         raise InputError(
-            f"data.augment.jitter={data['augment']['jitter']} would shift images of {shapes.train[1]}x"
-            f"{shapes.train[2]} pixels out of sight. It must be below {min(shapes.train[1:3])}."
+            f"data.augment.jitter={data['augment']['jitter']} would shift images of {height}x{width} pixels out of "
+            f"sight. It must be below {min(height, width)}."
         )
-    training_size = data["train_size"] or rest
-    for role in [stage] if stage in _TRAINS else ["teacher", "student", "distill"]:
-        size = config[role]["batch_size"]
-        if size > training_size:
-            raise InputError(
-                f"{role}.batch_size={size} is larger than the training split of {training_size} images. "
-                f"Give at most {training_size}."
-            )
-        if config["optimizer"]["warmup_epochs"] > config[role]["epochs"]:
-            raise InputError(
-                f"optimizer.warmup_epochs={config['optimizer']['warmup_epochs']:g} is more than {role}.epochs="
-                f"{config[role]['epochs']}. Give at most that."
-            )
-    for role in _TRAINS.get(stage, ["teacher", "student"]):
-        smallest = models.smallest_image_size(config[role]["model"])
-        if data["image_size"] < smallest:
-            raise InputError(
-                f"data.image_size={data['image_size']} is too small for {role}.model={config[role]['model']['name']}: "
-                f"its last pooling would have nothing to pool. Set data.image_size={smallest} or more."
-            )
-    if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
-        raise InputError("optimizer.nesterov=true needs optimizer.momentum above 0, got 0. Set optimizer.momentum=0.9.")
-    datasets.load(data)
-    if stage == "distill" or (stage == "pipeline" and config["teacher"]["run"] != "auto"):
-        checkpoint.locate(config, overrides)
-    runs.check_writable(config["outputs"], stage)
+
+
+def _check_role(config: Mapping, role: str, training_size: int) -> None:
+    """What a role trains must fit the data. Distilling trains the student's model."""
+    epochs, batch_size = config[role]["epochs"], config[role]["batch_size"]
+    if batch_size > training_size:
+        raise InputError(
+            f"{role}.batch_size={batch_size} is larger than the training split of {training_size} images. "
+            f"Give at most {training_size}."
+        )
+    if config["optimizer"]["warmup_epochs"] > epochs:
+        raise InputError(
+            f"optimizer.warmup_epochs={config['optimizer']['warmup_epochs']:g} is more than {role}.epochs={epochs}. "
+            "Give at most that."
+        )
+    owner = "teacher" if role == "teacher" else "student"
+    smallest = models.smallest_image_size(config[owner]["model"])
+    if config["data"]["image_size"] < smallest:
+        raise InputError(
+            f"data.image_size={config['data']['image_size']} is too small for {owner}.model="
+            f"{config[owner]['model']['name']}: its last pooling would have nothing to pool. "
+            f"Set data.image_size={smallest} or more."
+        )
 
 
 def unknown_key(key: str, known: Mapping) -> InputError:
@@ -236,8 +247,8 @@ def _checked(tree: Mapping, known: Mapping, prefix: str) -> dict:
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and value:
             checked[name] = _checked(value, known, f"{key}.")
-        elif name == "name" and value != known[key]:
-            group = prefix.rstrip(".")
+        elif name in ("name", "stage") and value != known[key]:
+            group = prefix.rstrip(".") or name
             choice = f"model@{group}" if group.endswith(".model") else group
             raise InputError(f"{key} cannot be set by hand, got {value!r}: it is its group's. Write {choice}={value}.")
         else:
@@ -261,11 +272,8 @@ def _refused(key: str, given: Any, allowed: str, example: Any = None) -> InputEr
     return InputError(f"{key} must be {allowed}, got {shown}.{hint}")
 
 
-def _check_evaluated(config: Mapping) -> None:
-    record = runs.read(config["run"])
+def _check_evaluated(run: str, record: Mapping) -> None:
     if record["stage"] not in runs.TRAINING:
-        raise InputError(
-            f"run: {config['run']} is a {record['stage']} run; evaluate takes a teacher, student or distill run."
-        )
+        raise InputError(f"run: {run} is a {record['stage']} run; evaluate takes a teacher, student or distill run.")
     if record["status"] != "completed":
-        raise InputError(f"run: {config['run']} is {record['status']}, not completed. Give a completed run.")
+        raise InputError(f"run: {run} is {record['status']}, not completed. Give a completed run.")

@@ -90,8 +90,10 @@ def train_network(
         record["results"] = results
         record["files"] = {name: runs.sha256(run_dir / name) for name in FILES}
     log.info(
-        "%s: test accuracy %.4f (best by validation), %.4f (last)",
+        "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (best by validation), %.4f (last)",
         stage,
+        results["seconds_to_first_step"],
+        f"{results['images_per_second']:,.0f}",
         results["test"]["best"]["accuracy"],
         results["test"]["last"]["accuracy"],
     )

@@ -17,17 +17,20 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kdrun.errors import KdrunError
-from kdrun.overrides import checked, config_dir, explained, plain
+from kdrun.overrides import checked, config_dir, explained, help_text, plain
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run kdrun with command-line arguments (sys.argv's by default); returns the exit code (see errors.py)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if {"--help", "-h"} & set(arguments):
+        print(help_text())  # without Hydra, which composes a config for it
+        return 0
     full_error = {"HYDRA_FULL_ERROR": "1"}  # Hydra raises its errors instead of printing them and exiting with 1
     try:
         with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
             options = get_args_parser().parse_args(arguments)
-            if not (options.help or options.hydra_help or options.cfg or options.info or options.shell_completion):
+            if not (options.hydra_help or options.cfg or options.info or options.shell_completion):
                 sys.argv += checked(options)
             failures: list[KdrunError] = []
             hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_job_of(failures))()
@@ -64,11 +67,11 @@ def _job_of(failures: list[KdrunError]):
 
 def _job(composed: DictConfig) -> None:
     """One job, in the directory that is made for it."""
-    from kdrun import config, startup
+    from kdrun import config, fitting, startup
 
     given = plain(composed)
     values = config.check(given, given)  # a sweep's combination of values is seen here for the first time
-    config.check_together(values, HydraConfig.get().overrides.task)
+    fitting.check(values, HydraConfig.get().overrides.task)
     startup.log_to_terminal()
     startup.load_tensorflow()
     from kdrun import stages

@@ -21,6 +21,12 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.with_name("conf")
 
 
+def help_text() -> str:
+    """The text of --help."""
+    text = OmegaConf.load(config_dir() / "hydra" / "help" / "kdrun.yaml").template
+    return text.replace("$$", "$").rstrip()
+
+
 def checked(options: argparse.Namespace) -> list[str]:
     """Check every job that the command line asks for; returns further overrides: the run directory made for it.
 
@@ -43,7 +49,9 @@ def checked(options: argparse.Namespace) -> list[str]:
             composed = hydra.compose(options.config_name or "config", job + searched, return_hydra_config=True)
             choices = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items()]
             values = config.check(plain(composed), _reference(choices + searched))
-            config.check_together(values, flags + job)
+            from kdrun import fitting  # reads data, with NumPy: not before the values are good
+
+            fitting.check(values, flags + job)
     if options.multirun:
         return []
     if any(override.startswith("hydra.run.dir=") for override in overrides):

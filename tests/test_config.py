@@ -5,7 +5,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from kdrun import config
+from kdrun import config, fitting
 from kdrun.cli import config_dir
 
 PRESETS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
@@ -108,8 +108,8 @@ def test_every_preset_goes_with_every_stage(check, preset, stage):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_fits_its_data_and_models(check, preset, tmp_path):
-    """check_together ends without an error, and makes nothing but the outputs folder."""
-    config.check_together(check(f"experiment={preset}", f"outputs={tmp_path / 'outputs'}"))
+    """fitting.check ends without an error, and makes nothing but the outputs folder."""
+    fitting.check(check(f"experiment={preset}", f"outputs={tmp_path / 'outputs'}"))
     assert not [path for path in tmp_path.rglob("*") if path != tmp_path / "outputs"]
 
 

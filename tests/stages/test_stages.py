@@ -125,7 +125,7 @@ def test_terminal_output_is_one_line_an_epoch_and_a_table(pipeline):
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", said)
     for stage in ("teacher", "student", "distill"):
         assert len(re.findall(rf"^{stage} epoch \d/3 ", said, re.MULTILINE)) == 3
-    for expected in ("errors of 200", "student alone", "distilled student", "50,186", "agreement"):
+    for expected in ("errors of 200", "student alone", "distilled student", "113,162", "agreement"):
         assert expected in said
 
 

@@ -75,6 +75,12 @@ def text(key: str, given: Any) -> str:
     return given
 
 
+def switch(key: str, given: Any) -> str:
+    """auto, on or off; YAML reads the last two as true and false."""
+    named = {True: "on", False: "off"}.get(given, given) if isinstance(given, bool) else given
+    return one_of("auto", "on", "off")(key, named)
+
+
 def one_of(*names: str) -> Rule:
     """One of some names."""
 
@@ -95,11 +101,16 @@ RULES: dict[str, Rule] = {
     "epochs": integer(1),
     "batch_size": integer(1),
     "evaluation_batch_size": integer(1),
+    "inference_batch_size": integer(1),
     "temperature": number(0, low_included=False),
     "alpha": number(0, 1),
     "precision": one_of("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     "outputs": text,
     "reuse": boolean,
+    "cache": switch,
+    "cache_dir": text,
+    "clear": boolean,
+    "yes": boolean,
     "run": text,
     "path": text,
     "image_size": integer(1, 4096),

@@ -1,6 +1,7 @@
 """What of a config must fit together, and with the files that it names. No TensorFlow in here."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from kdrun import models, runs
 from kdrun.data import datasets
@@ -14,7 +15,9 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     `overrides` are the command line's, for the command that an error recommends.
     """
     stage = config["stage"]
-    if stage == "evaluate":
+    if stage == "cache" and config["cache"]["clear"]:
+        pass  # about what is there, whatever it was made from
+    elif stage == "evaluate":
         record = runs.read(config["run"])
         _check_evaluated(config["run"], record)
         _training_size(record["config"]["data"])
@@ -22,14 +25,16 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     else:
         training_size = _training_size(config["data"])
         _check_augmentation(config["data"])
-        for role in [stage] if stage in runs.TRAINING else runs.TRAINING:
+        for role in runs.TRAINING if stage == "pipeline" else {stage} & set(runs.TRAINING):
             _check_role(config, role, training_size)
         if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
             raise InputError("optimizer.nesterov=true needs momentum, got 0. Set optimizer.momentum=0.9 or the like.")
         datasets.load(config["data"])
-    if stage == "distill" or (stage == "pipeline" and config["teacher"]["run"] != "auto"):
-        checkpoint.locate(config, overrides)
-    runs.check_writable(config["outputs"], stage)
+        if stage in ("distill", "cache") or (stage == "pipeline" and config["teacher"]["run"] != "auto"):
+            checkpoint.locate(config, overrides)
+        if stage == "cache" or config["teacher"]["cache"] == "on":
+            runs.check_writable("cache_dir", Path(config["cache_dir"]))
+    runs.check_writable("outputs", Path(config["outputs"]) / stage)
 
 
 def _training_size(data: Mapping) -> int:

@@ -60,6 +60,7 @@ def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: 
     if stage == "distill":
         depends |= {key: config[key] for key in ("temperature", "alpha", "objective")}
         depends["teacher_weights"] = teacher_weights
+        depends["teacher_inference_batch_size"] = config["teacher"]["inference_batch_size"]
     return depends
 
 
@@ -173,24 +174,27 @@ def check_unused(run_dir: Path) -> None:
         raise InputError(f"{run_dir} holds a run already, which is never overwritten. Choose another directory.")
 
 
-def check_writable(outputs: str, stage: str) -> None:
-    """Try whether a run directory can be made, and leave everything as it was. Raises InputError where it cannot."""
-    probe = Path(outputs) / stage / uuid.uuid4().hex
+def check_writable(key: str, folder: Path) -> None:
+    """Try whether a folder can be made in `folder`, the value of `key`, and leave everything as it was.
+
+    Raises InputError where it cannot.
+    """
+    probe = folder / uuid.uuid4().hex
     made = []
     try:
-        for folder in reversed([probe, *probe.parents]):
-            if not folder.is_dir():
-                folder.mkdir()
-                made.append(folder)
+        for parent in reversed([probe, *probe.parents]):
+            if not parent.is_dir():
+                parent.mkdir()
+                made.append(parent)
     except OSError as error:
         raise InputError(
-            f"outputs: {outputs} cannot be written to ({error.strerror}: {error.filename}). "
-            "Set outputs to a folder of yours."
+            f"{key}: {folder} cannot be written to ({error.strerror}: {error.filename}). "
+            f"Set {key} to a folder of yours."
         ) from error
     finally:
-        for folder in reversed(made):
+        for parent in reversed(made):
             with suppress(OSError):  # somebody else's run has begun in there meanwhile
-                folder.rmdir()
+                parent.rmdir()
 
 
 def sha256(path: Path) -> str:
@@ -210,6 +214,15 @@ def write_with(path: Path, write: Callable[[str], None]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(folder: Path) -> None:
+    """Have a folder's list of files on disk: what was renamed in it stays so after a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value) -> None:

@@ -16,6 +16,7 @@ OPTIONS = sorted(path for path in config_dir().glob("*/**/*.yaml"))
 KEYS = [
     "alpha",
     "batch_size",
+    "cache_dir",
     "data.augment.flip",
     "data.augment.jitter",
     "data.image_size",
@@ -49,7 +50,9 @@ KEYS = [
     "student.model.growth_rate",
     "student.model.name",
     "teacher.batch_size",
+    "teacher.cache",
     "teacher.epochs",
+    "teacher.inference_batch_size",
     "teacher.model.blocks",
     "teacher.model.growth_rate",
     "teacher.model.name",

@@ -25,6 +25,11 @@ def view_count(jitter: int, flip: bool) -> int:
     return (2 * jitter + 1) ** 2 * (2 if flip else 1)
 
 
+def unchanged_view(jitter: int) -> int:
+    """The view of an image that is the image itself: the middle one of all shifts."""
+    return (2 * jitter + 1) ** 2 // 2
+
+
 def stream(seed: int, step: int, count: int, batch_size: int, size: int, views: int) -> tuple[np.ndarray, np.ndarray]:
     """The batches of `count` steps from `step` on.
 

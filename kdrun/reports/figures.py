@@ -24,8 +24,8 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     """Counts by label (rows) and prediction (columns), coloured by each label's fraction."""
     counts = np.zeros((num_classes, num_classes), int)
     np.add.at(counts, (labels, predicted), 1)
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(6, 6))
+    axes = figure.add_axes((0.1, 0.08, 0.88, 0.86))
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(fractions**0.5, cmap="Blues", vmin=0, vmax=1)  # the root makes rare confusions visible
     if num_classes <= 20:
@@ -49,15 +49,23 @@ def misclassified(images: np.ndarray, labels: np.ndarray, logits: np.ndarray, mo
     chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     columns = 6
     rows = max(1, -(-len(chosen) // columns))
-    figure = Figure(figsize=(8, 0.5 + 1.45 * rows), layout="constrained")
-    figure.suptitle(f"{len(wrong):,} of {len(labels):,} wrong; the {len(chosen)} surest mistakes", fontsize=10)
-    for place in range(rows * columns):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        axes.axis("off")
-        if place < len(chosen):
-            index = chosen[place]
-            axes.imshow(images[index].squeeze(-1) if images.shape[3] == 1 else images[index], cmap="gray_r")
-            axes.set_title(f"{labels[index]} taken for {predicted[index]}\n{confidence[index]:.0%}", fontsize=7)
+    height, width, channels = images.shape[1:]
+    line = height // 4  # one line of text; two stand above each image
+    tall, wide = height + 3 * line, width + 2 * line
+    # one picture of all images: a subplot for each would take a second to draw
+    blank = 0 if channels == 1 else 255  # white in either colour map
+    sheet = np.full((rows * tall, columns * wide, channels), blank, np.uint8)
+    figure = Figure(figsize=(8, 0.5 + 1.45 * rows))
+    axes = figure.add_axes((0, 0, 1, 1 - 0.4 / figure.get_figheight()))
+    axes.axis("off")
+    for place, index in enumerate(chosen):
+        top, left = place // columns * tall + 2 * line, place % columns * wide + line
+        sheet[top : top + height, left : left + width] = images[index]
+        text = f"{labels[index]} taken for {predicted[index]}\n{confidence[index]:.0%}"
+        axes.text(left + width / 2, top - 1, text, ha="center", va="bottom", fontsize=7)
+    axes.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray_r")
+    title = f"{len(wrong):,} of {len(labels):,} wrong; the {len(chosen)} surest mistakes"
+    figure.text(0.5, 1 - 0.2 / figure.get_figheight(), title, ha="center", va="center", fontsize=10)
     return figure
 
 

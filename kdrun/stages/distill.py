@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import tensorflow as tf
-
 from kdrun import runs
-from kdrun.data import batches, datasets
+from kdrun.data import datasets
 from kdrun.registry import get, register
-from kdrun.stages.supervised import settings_of, train_network
-from kdrun.teachers import checkpoint
-from kdrun.training import loop, precision
+from kdrun.stages.supervised import Teaching, train_network
+from kdrun.teachers import answers, checkpoint
+from kdrun.training import precision
+from kdrun.training.network import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -31,35 +30,26 @@ def distill(config: Mapping, run_dir: Path) -> dict:
     }
     with runs.recording(run_dir, config, **facts) as record:
         precision.prepare_machine()
-        teacher = _teacher(config, teacher_dir, dataset)
-        return train_network(config, run_dir, record, dataset, config["student"]["model"], config["seed"], teacher)
-
-
-def _teacher(config: Mapping, teacher_dir: Path, dataset: datasets.Dataset) -> loop.Teacher:
-    settings = settings_of(config, config["seed"])
-    model = checkpoint.load(teacher_dir, precision.policy(config["precision"]))
-    infer = loop.compiled_inference(model, dataset.test.images.shape[1:], settings)
-    if batches.view_count(settings.jitter, settings.flip) == 1:
-        log.info("distill: asking the teacher %s once for its logits", teacher_dir)
-        # what the teacher says of an image never changes, so it is asked once, and not kept beside the student
-        answers = tf.constant(infer(dataset.train.images))
-
-        def ask(images, indices):
-            return tf.gather(answers, indices)
-    else:
-        log.info(
-            "distill: the teacher %s sees the student's augmented views, so it runs beside the student", teacher_dir
+        teaching = Teaching(
+            depends={
+                "objective": config["objective"],
+                "logits": answers.depends(config, teacher_dir, dataset),
+                "kept": answers.are_kept(config),
+            },
+            make=partial(_teacher, config, teacher_dir, dataset),
         )
+        return train_network(config, run_dir, record, dataset, config["student"]["model"], config["seed"], teaching)
 
-        def ask(images, indices):
-            return model(images, training=False)
 
+def _teacher(config: Mapping, teacher_dir: Path, dataset: datasets.Dataset) -> Teacher:
     keys = {key: value for key, value in config["objective"].items() if key != "name"}
-    return loop.Teacher(
-        ask=ask,
-        objective=partial(get("objective", config["objective"]["name"]), **keys),
-        temperature=config["temperature"],
-        alpha=config["alpha"],
-        validation=infer(dataset.validation.images),
-        test=infer(dataset.test.images),
-    )
+    objective = partial(get("objective", config["objective"]["name"]), **keys)
+    logits = None
+    if answers.are_kept(config):
+        logits = answers.kept(config, teacher_dir, dataset)
+    else:
+        log.info("distill: the teacher runs beside the student: %s", answers.why_live(config, dataset))
+    if logits:
+        return Teacher(objective, ask=None, **logits)
+    model, logits = answers.live(config, teacher_dir, dataset)
+    return Teacher(objective, train=None, ask=partial(model, training=False), **logits)

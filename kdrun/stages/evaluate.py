@@ -10,9 +10,9 @@ from kdrun import runs
 from kdrun.data import datasets
 from kdrun.errors import KdrunError
 from kdrun.registry import register
-from kdrun.stages.supervised import settings_of
 from kdrun.teachers import checkpoint
-from kdrun.training import loop, metrics, precision
+from kdrun.training import metrics, precision
+from kdrun.training.inference import compiled_inference, logits
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ def evaluate(config: Mapping, run_dir: Path) -> dict:
             raise KdrunError(f"{evaluated}: {', '.join(damaged)} is not what run.json says it was. Files were changed.")
         precision.prepare_machine()
         dataset = datasets.load(theirs["config"]["data"])
-        settings = settings_of(theirs["config"], theirs["seed"])
+        batch_size, image_size = theirs["config"]["evaluation_batch_size"], theirs["image_shape"][0]
         record["results"] = {}
         for name in ("best", "last"):
             model = checkpoint.load(evaluated, theirs["precision"], name)
-            infer = loop.compiled_inference(model, dataset.test.images.shape[1:], settings)
-            record["results"][name] = metrics.evaluate(infer(dataset.test.images), dataset.test.labels)
+            infer = compiled_inference(model, dataset.test.images.shape[1:], batch_size, image_size)
+            record["results"][name] = metrics.evaluate(logits(infer, dataset.test.images), dataset.test.labels)
         for name, found in record["results"].items():
             said = theirs["results"]["test"][name]
             different = [key for key in found if not np.isclose(found[key], said[key], rtol=1e-5, atol=1e-7)]

@@ -10,8 +10,8 @@ from kdrun import runs, stages
 from kdrun.data import datasets
 from kdrun.registry import register
 from kdrun.reports import tables
-from kdrun.teachers import checkpoint
-from kdrun.training import metrics
+from kdrun.teachers import answers, checkpoint
+from kdrun.training import metrics, precision
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,16 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
         teacher_dir = _teacher(config, dataset_sha256)
         config = {**config, "teacher": {**config["teacher"], "run": str(teacher_dir)}}
         teacher_weights = runs.sha256(teacher_dir / checkpoint.WEIGHTS)
+        identities = {
+            stage: runs.identity(config, stage, dataset_sha256, teacher_weights) for stage in ("student", "distill")
+        }
+        if answers.are_kept(config) and _reusable(config, identities["distill"]) is None:
+            precision.prepare_machine()
+            # now, so that the teacher is out of memory before a student is in it
+            answers.kept(config, teacher_dir, datasets.load(config["data"]))
         found = {"teacher": teacher_dir}
-        for stage in ("student", "distill"):
-            found[stage] = _run_or_reuse(config, runs.identity(config, stage, dataset_sha256, teacher_weights))
+        for stage, identity in identities.items():
+            found[stage] = _run_or_reuse(config, identity)
         rows = [_row(stage, path, found["teacher"]) for stage, path in found.items()]
         tables.comparison(rows)
         record["results"] = {"runs": rows}
@@ -41,13 +48,17 @@ def _teacher(config: Mapping, dataset_sha256: str) -> Path:
 
 def _run_or_reuse(config: Mapping, identity: Mapping) -> Path:
     stage = identity["stage"]
-    found = runs.find(config["outputs"], identity) if config["reuse"] else None
+    found = _reusable(config, identity)
     if found:
         log.info("%s: reusing the completed run %s", stage, found)
         return found
     run_dir = runs.create(config["outputs"], stage)
     stages.run({**config, "stage": stage}, run_dir)
     return run_dir
+
+
+def _reusable(config: Mapping, identity: Mapping) -> Path | None:
+    return runs.find(config["outputs"], identity) if config["reuse"] else None
 
 
 def _row(stage: str, run_dir: Path, teacher_dir: Path) -> dict:

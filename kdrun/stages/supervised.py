@@ -1,8 +1,10 @@
 """Training on labels: the teacher, and the student alone. Distilling trains the same way, with a teacher beside."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -10,9 +12,10 @@ from kdrun import models, runs
 from kdrun.data import batches, datasets
 from kdrun.registry import register
 from kdrun.reports import figures
-from kdrun.training import loop, precision
+from kdrun.training import loop, precision, schedules
+from kdrun.training.inference import compiled_inference
 from kdrun.training.monitor import Monitor
-from kdrun.training.optimizers import FlatOptimizer
+from kdrun.training.network import Network, Teacher, kept
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,13 @@ def _supervised(config: Mapping, run_dir: Path, seed: int) -> dict:
         return train_network(config, run_dir, record, dataset, config[stage]["model"], seed)
 
 
+class Teaching(NamedTuple):
+    """A teacher to be: what its part in training depends on, as plain values, and how to make it."""
+
+    depends: Mapping
+    make: Callable[[], Teacher]
+
+
 def train_network(
     config: Mapping,
     run_dir: Path,
@@ -46,11 +56,11 @@ def train_network(
     dataset: datasets.Dataset,
     model_keys: Mapping,
     seed: int,
-    teacher=None,
+    teaching: Teaching | None = None,
 ) -> dict:
-    """Build and train the network of a stage; fills in `record` and returns its results.
+    """Train the network of a stage; fills in `record` and returns its results.
 
-    `teacher` is a loop.Teacher for distilling, None for training on labels alone.
+    `teaching` is for distilling, None for training on labels alone.
     """
     stage = config["stage"]
     precision.prepare_machine()
@@ -58,25 +68,23 @@ def train_network(
     size = settings.image_size
     image_shape = (size, size, dataset.train.images.shape[3])
     steps_per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
-    histograms = config["tensorboard"]["histograms"]
-    with Monitor(run_dir, stage, settings.epochs, steps_per_epoch, settings.batch_size, histograms) as monitor:
-        policy = precision.policy(config["precision"])
-        # the one place where variables are made
-        model = models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
-        optimizer = FlatOptimizer(settings.optimizer, model.trainable_variables, scale_loss=policy == "mixed_float16")
-        trainable = sum(v.shape.num_elements() for v in model.trainable_variables)
+    policy = precision.policy(config["precision"])
+    network = _network(config, dataset, model_keys, image_shape, settings, policy, teaching)
+    started, histograms = datetime.fromisoformat(record["started"]), config["tensorboard"]["histograms"]
+    with Monitor(run_dir, stage, started, settings.epochs, steps_per_epoch, settings.batch_size, histograms) as monitor:
+        trainable = sum(v.shape.num_elements() for v in network.model.trainable_variables)
         record |= {
             "model": model_keys,
             "image_shape": image_shape,
             "num_classes": dataset.num_classes,
             "precision": policy,
-            "parameters": {"total": model.count_params(), "trainable": trainable},
+            "parameters": {"total": network.model.count_params(), "trainable": trainable},
         }
         log.info(
             "%s: %s, %s parameters, %s, %d epochs of %d steps of %d images -> %s",
             stage,
             model_keys["name"],
-            f"{model.count_params():,}",
+            f"{network.model.count_params():,}",
             policy,
             settings.epochs,
             steps_per_epoch,
@@ -84,7 +92,7 @@ def train_network(
             run_dir,
         )
         monitor.config(OmegaConf.to_yaml(config), _hyperparameters(config, seed))
-        results = loop.train(model, optimizer, dataset, settings, run_dir, monitor, teacher)
+        results = loop.train(network, dataset, settings, run_dir, monitor)
         pictures = figures.predictions(dataset.test, run_dir / "predictions" / "test.npz")
         monitor.final(results["test"], pictures)
         record["results"] = results
@@ -107,12 +115,55 @@ def settings_of(config: Mapping, seed: int) -> loop.Settings:
         seed=seed,
         epochs=role["epochs"],
         batch_size=role["batch_size"],
-        evaluation_batch_size=config["evaluation_batch_size"],
         image_size=data["image_size"],
         jitter=data["augment"]["jitter"],
         flip=data["augment"]["flip"],
         optimizer=config["optimizer"],
+        temperature=config["temperature"],
+        alpha=config["alpha"],
     )
+
+
+def _network(
+    config: Mapping,
+    dataset: datasets.Dataset,
+    model_keys: Mapping,
+    image_shape: tuple[int, int, int],
+    settings: loop.Settings,
+    policy: str,
+    teaching: Teaching | None,
+) -> Network:
+    """The network as it is before its first step, compiled; a sweep's next job may get the same one again."""
+
+    def build(seed: int):
+        return models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
+
+    def make() -> Network:
+        teacher = teaching.make() if teaching else None  # before the student: it may be asked now and let go of
+        network = Network(build, settings.seed, settings.optimizer, scale_loss=policy == "mixed_float16")
+        network.teacher = teacher
+        network.run_steps = loop.compiled_steps(network.model, network.optimizer, dataset.train, settings, teacher)
+        network.infer = compiled_inference(
+            network.model, dataset.test.images.shape[1:], config["evaluation_batch_size"], settings.image_size
+        )
+        return network
+
+    # what is neither an input of the compiled functions nor a variable's value
+    optimizer = {key: value for key, value in settings.optimizer.items() if key not in schedules.KEYS}
+    depends = {
+        "model": model_keys,
+        "num_classes": dataset.num_classes,
+        "precision": policy,
+        "optimizer": optimizer,
+        "batch_size": settings.batch_size,
+        "evaluation_batch_size": config["evaluation_batch_size"],
+        "data": config["data"],
+        "dataset_sha256": dataset.sha256,
+        "teaching": teaching.depends if teaching else None,
+    }
+    network = kept(depends, make)
+    network.reset(settings.seed)
+    return network
 
 
 def _hyperparameters(config: Mapping, seed: int) -> dict:

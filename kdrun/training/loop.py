@@ -3,8 +3,10 @@
 Ours because `fit` can neither resume in mid-epoch, nor stop at a signal between steps, nor say why a loss diverged.
 """
 
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,28 +19,14 @@ from kdrun.data.datasets import Dataset, Split
 from kdrun.errors import Diverged
 from kdrun.objectives.soft_targets import cross_entropy
 from kdrun.training import metrics, schedules, stopping
+from kdrun.training.inference import logits
 from kdrun.training.monitor import Monitor
+from kdrun.training.network import Network, Teacher
 from kdrun.training.optimizers import FlatOptimizer
 from kdrun.training.preprocessing import augment, prepare
 
 _SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
 STEP_METRICS = ("loss", "cross_entropy", "distillation_loss", "accuracy")
-
-
-class Teacher(NamedTuple):
-    """What a distilled student learns from.
-
-    `ask(images, indices)` gives logits [batch, classes] inside the compiled step, for prepared images and their
-    indices in the training set. `objective(z, v, temperature)` is the distillation loss. `validation` and `test` are
-    its logits on those splits.
-    """
-
-    ask: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-    objective: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-    temperature: float
-    alpha: float
-    validation: np.ndarray
-    test: np.ndarray
 
 
 class Settings(NamedTuple):
@@ -47,82 +35,84 @@ class Settings(NamedTuple):
     seed: int
     epochs: int
     batch_size: int
-    evaluation_batch_size: int
     image_size: int
     jitter: int
     flip: bool
     optimizer: Mapping
+    temperature: float
+    alpha: float
 
 
 def train(
-    model,
-    optimizer: FlatOptimizer,
+    network: Network,
     dataset: Dataset,
     settings: Settings,
     run_dir: Path,
     monitor: Monitor,
-    teacher: Teacher | None = None,
 ) -> dict:
-    """Train `model` on labels, and on `teacher` if there is one; returns what run.json calls results.
+    """Train `network` on labels, and on its teacher if there is one; returns what run.json calls results.
 
-    `optimizer` is over the model's trainable variables.
     Writes checkpoints/best.weights.h5 (lowest validation cross-entropy) and last.weights.h5 below `run_dir`, and
     predictions/test.npz with both's logits on the test set, which is looked at once, here at the end. Raises Diverged
     when the loss is not finite.
     """
-    run_steps = compiled_steps(model, optimizer, dataset.train, settings, teacher)
-    infer = compiled_inference(model, dataset.test.images.shape[1:], settings)
+    teacher = network.teacher
     per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
     total = per_epoch * settings.epochs
     weights = {name: run_dir / "checkpoints" / f"{name}.weights.h5" for name in ("best", "last")}
-    best = None
+    best = best_weights = None
     for epoch in range(1, settings.epochs + 1):
         sums = np.zeros(len(STEP_METRICS))
         monitor.epoch_started()
-        for step, rows in _epoch(run_steps, settings, teacher, epoch, len(dataset.train.labels)):
+        for step, rows in _epoch(network, settings, epoch, len(dataset.train.labels)):
             _check_finite("loss", rows[:, 0], step, epoch, weights["best"])
             sums += rows.sum(axis=0, dtype=np.float64)
             monitor.steps(rows[-1], len(rows))
         measured = dict(zip(STEP_METRICS, (sums / per_epoch).tolist(), strict=True))
         if teacher is None:
             del measured["distillation_loss"]
-        validation = metrics.evaluate(
-            infer(dataset.validation.images), dataset.validation.labels, teacher and teacher.validation
-        )
+        validation_logits = logits(network.infer, dataset.validation.images)
+        validation = metrics.evaluate(validation_logits, dataset.validation.labels, teacher and teacher.validation)
         _check_finite("validation cross-entropy", [validation["cross_entropy"]], step, epoch, weights["best"])
-        runs.write_with(weights["last"], model.save_weights)
+        runs.write_with(weights["last"], network.model.save_weights)
         if best is None or validation["cross_entropy"] < best["cross_entropy"]:
             best = {"epoch": epoch, **validation}
-            runs.write_with(weights["best"], model.save_weights)
+            best_weights = network.weights()
+            runs.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
         rate = schedules.learning_rates(settings.optimizer, epoch * per_epoch - 1, 1, per_epoch, total)[0]
-        monitor.epoch(epoch, float(rate), measured, validation, best["epoch"], model)
+        monitor.epoch(epoch, float(rate), measured, validation, best["epoch"], network.model)
     last = {"epoch": settings.epochs, **validation}
     return {
         "steps": total,
         **monitor.speed(),
         "validation": {"best": best, "last": last},
-        "test": _test(model, infer, dataset, run_dir, weights, teacher),
+        "test": _test(network, None if best["epoch"] == last["epoch"] else best_weights, dataset, run_dir),
     }
 
 
 def compiled_steps(model, optimizer: FlatOptimizer, split: Split, settings: Settings, teacher: Teacher | None):
-    """A compiled function that takes some steps: (indices, views [steps, batch], hyper [steps, 3]) -> [steps, 4].
+    """A compiled function that takes some steps: (indices, views, hyper, answers) -> float32 [steps, 4].
 
-    `hyper` holds learning rate, temperature and alpha of each step: inputs, so that changing them traces nothing anew.
-    What comes back are the step metrics, in STEP_METRICS' order.
+    indices and views are int32 [steps, batch]. `hyper`, float32 [steps, 3], holds learning rate, temperature and alpha
+    of each step: inputs, so that changing them traces nothing anew. `answers`, float32 [steps, batch, classes], are
+    the teacher's kept logits; there are 0 classes when it is asked here or there is none. What comes back are the step
+    metrics, in STEP_METRICS' order. Of `settings`, batch size and preprocessing are used.
     """
     images_in_memory, labels_in_memory = tf.constant(split.images), tf.constant(split.labels)
     batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
+    answer = tf.TensorSpec([None, settings.batch_size, _answered_classes(teacher)], tf.float32)
 
-    @tf.function(input_signature=[batch, batch, tf.TensorSpec([None, 3], tf.float32)])
-    def run_steps(indices, views, hyper):
+    @tf.function(input_signature=[batch, batch, tf.TensorSpec([None, 3], tf.float32), answer])
+    def run_steps(indices, views, hyper, answers):
         rows = tf.TensorArray(tf.float32, tf.shape(indices)[0], element_shape=[len(STEP_METRICS)])
         for k in tf.range(tf.shape(indices)[0]):
             learning_rate, temperature, alpha = tf.unstack(hyper[k])
             labels = tf.gather(labels_in_memory, indices[k])
             images = augment(tf.gather(images_in_memory, indices[k]), views[k], settings.jitter, settings.flip)
             images = prepare(images, settings.image_size)
-            teacher_logits = tf.stop_gradient(teacher.ask(images, indices[k])) if teacher else None
+            teacher_logits = answers[k]
+            if teacher and teacher.ask:
+                teacher_logits = tf.stop_gradient(teacher.ask(images))
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
                 loss = label_loss = cross_entropy(logits, labels)
@@ -140,26 +130,7 @@ def compiled_steps(model, optimizer: FlatOptimizer, split: Split, settings: Sett
     return run_steps
 
 
-def compiled_inference(
-    model, image_shape: tuple[int, int, int], settings: Settings
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from uint8 images [n, *image_shape] to logits float32 [n, classes], in order, in inference mode."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None, *image_shape], tf.uint8)])
-    def forward(images):
-        return model(prepare(images, settings.image_size), training=False)
-
-    def infer(images: np.ndarray) -> np.ndarray:
-        logits = []
-        for start in range(0, len(images), settings.evaluation_batch_size):
-            stopping.check()
-            logits.append(forward(images[start : start + settings.evaluation_batch_size]).numpy())
-        return np.concatenate(logits)
-
-    return infer
-
-
-def _epoch(run_steps, settings: Settings, teacher: Teacher | None, epoch: int, size: int) -> Iterator:
+def _epoch(network: Network, settings: Settings, epoch: int, size: int) -> Iterator:
     """Run an epoch in calls of about _SECONDS_PER_CALL; yields each call's first step (0-based) and its metrics."""
     per_epoch = batches.steps_per_epoch(size, settings.batch_size)
     views = batches.view_count(settings.jitter, settings.flip)
@@ -170,8 +141,12 @@ def _epoch(run_steps, settings: Settings, teacher: Teacher | None, epoch: int, s
         indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
         hyper = np.empty((count, 3), np.float32)
         hyper[:, 0] = schedules.learning_rates(settings.optimizer, step, count, per_epoch, per_epoch * settings.epochs)
-        hyper[:, 1:] = (teacher.temperature, teacher.alpha) if teacher else (1.0, 0.0)
-        yield step, run_steps(indices, chosen, hyper).numpy()
+        hyper[:, 1:] = settings.temperature, settings.alpha
+        if _answered_classes(network.teacher):
+            answers = network.teacher.train[chosen, indices]
+        else:
+            answers = np.empty((count, settings.batch_size, 0), np.float32)
+        yield step, network.run_steps(indices, chosen, hyper, answers).numpy()
         step += count
         affordable = int(_SECONDS_PER_CALL * count / (time.perf_counter() - started))
         count = min(max(1, affordable), 2 * count, max(1, end - step))
@@ -188,11 +163,20 @@ def _check_finite(name: str, values: Sequence[float], step: int, epoch: int, bes
         )
 
 
-def _test(model, infer, dataset: Dataset, run_dir: Path, weights: Mapping[str, Path], teacher: Teacher | None) -> dict:
-    logits = {}
-    for name, path in weights.items():
-        model.load_weights(path)
-        logits[name] = infer(dataset.test.images)
-    predictions = {"labels": dataset.test.labels, "logits": logits["best"], "last_logits": logits["last"]}
+def _answered_classes(teacher: Teacher | None) -> int:
+    return teacher.train.shape[-1] if teacher and teacher.train is not None else 0
+
+
+def _test(network: Network, best_weights, dataset: Dataset, run_dir: Path) -> dict:
+    """Test metrics of the weights as they are, the last, and of the best: the same weights where that is None."""
+    test = {"last": logits(network.infer, dataset.test.images)}
+    test["best"] = test["last"]
+    if best_weights is not None:
+        network.set_weights(best_weights)
+        test["best"] = logits(network.infer, dataset.test.images)
+    predictions = {"labels": dataset.test.labels, "logits": test["best"], "last_logits": test["last"]}
     runs.write_with(run_dir / "predictions" / "test.npz", lambda name: np.savez(name, **predictions))
-    return {name: metrics.evaluate(z, dataset.test.labels, teacher and teacher.test) for name, z in logits.items()}
+    return {
+        name: metrics.evaluate(test[name], dataset.test.labels, network.teacher and network.teacher.test)
+        for name in ("best", "last")
+    }

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import tensorflow as tf
@@ -19,7 +20,17 @@ log = logging.getLogger(__name__)
 class Monitor:
     """Follows one training run. Use as a context manager: leaving it closes the bar and the event files."""
 
-    def __init__(self, run_dir: Path, title: str, epochs: int, steps_per_epoch: int, batch_size: int, histograms: bool):
+    def __init__(
+        self,
+        run_dir: Path,
+        title: str,
+        started: datetime,
+        epochs: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        histograms: bool,
+    ):
+        self._started = started
         self._run_dir, self._title, self._epochs, self._batch_size = run_dir, title, epochs, batch_size
         self._steps_per_epoch, self._histograms = steps_per_epoch, histograms
         self._lines: list[dict] = []
@@ -27,8 +38,8 @@ class Monitor:
             name: tf.summary.create_file_writer(str(run_dir / "tensorboard" / name))
             for name in ("train", "validation", "test")
         }
-        self._created = self._call_ended = time.perf_counter()
-        self._first_step_seconds: float | None = None
+        self._call_ended = time.perf_counter()
+        self._first_step: datetime | None = None
         self._training_seconds, self._steady_seconds, self._steady_steps, self._steps = 0.0, 0.0, 0, 0
 
     def __enter__(self) -> "Monitor":
@@ -63,13 +74,15 @@ class Monitor:
         """`count` steps are done; `latest` holds the last one's loss, cross-entropy, distillation loss and accuracy."""
         now = time.perf_counter()
         seconds, self._call_ended = now - self._call_ended, now
-        if self._first_step_seconds is None:
-            self._first_step_seconds = now - self._created
+        if self._first_step is None:
+            self._first_step = datetime.now(UTC)
         else:
             self._steady_seconds += seconds
             self._steady_steps += count
         self._training_seconds += seconds
         self._steps += count
+        if self._steps == self._epochs * self._steps_per_epoch:
+            self._last_step = datetime.now(UTC)
         shown = f"loss {latest[0]:.4f}, accuracy {latest[3]:.3f}, {self._rate():,.0f} images/s"
         self._bar.update(self._task, completed=self._steps, shown=shown)
 
@@ -115,12 +128,17 @@ class Monitor:
             for name, picture in pictures.items():
                 tf.summary.image(name, picture[tf.newaxis])
 
-    def speed(self) -> dict[str, float]:
-        """Seconds to the first finished step, seconds of training, images/s in steady state (first call left out)."""
+    def speed(self) -> dict:
+        """Seconds from the run's start to the first finished step, seconds of training, images/s in steady state.
+
+        Steady state leaves the first call out. Also when the first and the last step were done.
+        """
         return {
-            "seconds_to_first_step": round(self._first_step_seconds or 0.0, 3),
+            "seconds_to_first_step": round((self._first_step - self._started).total_seconds(), 3),
             "training_seconds": round(self._training_seconds, 3),
             "images_per_second": round(self._rate(), 1),
+            "first_step": self._first_step.isoformat(timespec="microseconds"),
+            "last_step": self._last_step.isoformat(timespec="microseconds"),
         }
 
     def _rate(self) -> float:

@@ -53,6 +53,16 @@ class FlatOptimizer(tf.Module):
             self.optimizer = tf_keras.mixed_precision.LossScaleOptimizer(self.optimizer)
         self.scales_loss = scale_loss
 
+    @property
+    def state(self) -> list[tf.Variable]:
+        """What the optimizer remembers from step to step, beside the weights."""
+        inner = self.optimizer.inner_optimizer if self.scales_loss else self.optimizer
+        remembered = list(inner.variables() if callable(inner.variables) else inner.variables)
+        if self.scales_loss:
+            scale = self.optimizer._loss_scale  # tf_keras shows its values only, not its variables
+            remembered += [scale.current_loss_scale, scale.counter]
+        return remembered
+
     def reload(self) -> None:
         """Take over the variables' values, after they were set from outside."""
         self.flat.assign(_concatenate(self.variables_))

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+_INTERPOLATION = "bilinear"
+
 
 def augment(images: tf.Tensor, views: tf.Tensor, jitter: int, flip: bool) -> tf.Tensor:
     """The given view of each image, uint8 [batch, height, width, channels]; views int32 [batch] (see data.batches).
@@ -27,5 +29,10 @@ def prepare(images: tf.Tensor, image_size: int) -> tf.Tensor:
     """float32 images in [0, 1], resized bilinearly to image_size pixels a side, from uint8 images."""
     images = tf.image.convert_image_dtype(images, tf.float32)
     if tuple(images.shape[1:3]) != (image_size, image_size):
-        images = tf.image.resize(images, [image_size, image_size])
+        images = tf.image.resize(images, [image_size, image_size], method=_INTERPOLATION)
     return images
+
+
+def described(image_size: int) -> dict:
+    """What `prepare` does, as plain values: logits that are kept depend on it."""
+    return {"image_size": image_size, "interpolation": _INTERPOLATION, "scaling": "[0, 1]"}

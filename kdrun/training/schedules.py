@@ -2,6 +2,8 @@
 
 import numpy as np
 
+KEYS = ("learning_rate", "schedule", "warmup_epochs")  # of an optimizer's keys, those that are values here
+
 
 def learning_rates(optimizer, first_step: int, count: int, steps_per_epoch: int, total_steps: int) -> np.ndarray:
     """The learning rate of `count` steps from `first_step` (0-based) on; float32 [count].

@@ -1,0 +1,47 @@
+"""The teachers' logits on disk: kept ahead of time, or cleared."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from kdrun import runs
+from kdrun.data import datasets
+from kdrun.registry import register
+from kdrun.teachers import answers, cache, checkpoint
+from kdrun.training import precision
+
+log = logging.getLogger(__name__)
+
+
+@register("stage", "cache")
+def fill_or_clear(config: Mapping, run_dir: Path) -> dict:
+    """Keep the configured teacher's logits in `cache_dir`; with cache.clear, list or delete what is in there."""
+    with runs.recording(run_dir, config) as record:
+        record["results"] = _clear(config) if config["cache"]["clear"] else _fill(config)
+        return record["results"]
+
+
+def _fill(config: Mapping) -> dict:
+    precision.prepare_machine()
+    teacher_dir = checkpoint.locate(config)
+    config = {**config, "teacher": {**config["teacher"], "cache": "on"}}  # this stage has nothing else to go on with
+    logits = answers.kept(config, teacher_dir, datasets.load(config["data"]))
+    return {"teacher": str(teacher_dir), "shapes": {split: list(array.shape) for split, array in logits.items()}}
+
+
+def _clear(config: Mapping) -> dict:
+    folder, deletes = Path(config["cache_dir"]), config["cache"]["yes"]
+    found = cache.entries(folder)
+    for entry, size in found:
+        if not deletes:
+            log.info("cache: would delete %s (%s)", entry, cache.readable(size))
+        elif cache.remove(entry):
+            log.info("cache: deleted %s (%s)", entry, cache.readable(size))
+        else:
+            log.warning("cache: %s stays: it is being filled, or holds files that are not the cache's", entry)
+    if not found:
+        log.info("cache: nothing of kdrun's is in %s", folder)
+    elif not deletes:
+        log.info("cache: nothing was deleted. To delete these %d, add cache.yes=true", len(found))
+    left = [str(entry) for entry, _ in found if entry.exists()]
+    return {"found": [str(entry) for entry, _ in found], "left": left}

@@ -1,0 +1,190 @@
+"""What a teacher said of every image, kept on disk: asked once, read by every later epoch, run and sweep job.
+
+An entry is a folder named by the sha256 of everything that the logits depend on: manifest.json, and one .npy of
+float32 logits for each split, in the split's order, read through memory maps. No TensorFlow in here.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from kdrun import runs
+from kdrun.errors import KdrunError
+from kdrun.training import stopping
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raise when an entry would be written otherwise
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"[0-9a-f]{32}(\.partial|\.damaged(-\d+)?)?")  # what is ours in a cache folder, locks aside
+
+Shapes = Mapping[str, tuple[int, ...]]
+Ask = Callable[[str], Iterator[np.ndarray]]
+
+
+def key(depends: Mapping) -> str:
+    """sha256 of everything that an entry's logits depend on, as plain values."""
+    return hashlib.sha256(_canonical(depends)).hexdigest()
+
+
+def size(shapes: Shapes) -> int:
+    """Bytes of float32 logits of these shapes."""
+    return sum(4 * math.prod(shape) for shape in shapes.values())
+
+
+def obtain(folder: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> dict[str, np.ndarray]:
+    """The entry's logits by split, as read-only memory maps; computed first where there is no such entry.
+
+    `shapes` gives each split's shape, and `ask(split)` its logits in order, in blocks float32 [some, classes]. Two
+    processes that want one entry compute it once. A damaged entry is set aside under another name and computed again.
+    Raises KdrunError for logits that are not finite numbers, and OSError where the folder cannot be written or is
+    full; no half entry stays.
+    """
+    entry = folder / key(depends)[:32]
+    found, problem = _read(entry, depends, shapes)
+    if found is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(entry):
+            found, problem = _read(entry, depends, shapes)
+            if problem:
+                aside = _set_aside(entry)
+                log.warning("teacher cache: %s: %s. Set aside as %s; asking the teacher again", entry, problem, aside)
+            if found is None:
+                _fill(entry, depends, shapes, ask)
+                found, problem = _read(entry, depends, shapes)
+                if found is None:
+                    raise KdrunError(f"{entry}: {problem}, just after it was written. Is the disk failing?")
+                return found
+    log.info("teacher cache: the teacher's logits are in %s (%s)", entry, readable(size(shapes)))
+    return found
+
+
+def entries(folder: Path) -> list[tuple[Path, int]]:
+    """What kdrun has put into a cache folder, with bytes: entries, entries set aside, and what a killed kdrun left."""
+    found = [path for path in folder.glob("*") if path.is_dir() and _NAME.fullmatch(path.name)]
+    return [(path, sum(file.stat().st_size for file in path.iterdir())) for path in sorted(found)]
+
+
+def remove(entry: Path, splits: Sequence[str] = ("train", "validation", "test")) -> bool:
+    """Remove one of `entries`, unless it is being filled or holds files that are not the cache's; says whether."""
+    try:
+        with FileLock(_lock_path(entry), timeout=0):
+            ours = {_MANIFEST, *(f"{split}.npy" for split in splits)}
+            if not {path.name for path in entry.iterdir()} <= ours:
+                return False
+            shutil.rmtree(entry)
+            return True
+    except Timeout:
+        return False
+
+
+def readable(count: int) -> str:
+    """Bytes as a person says them."""
+    for unit, worth in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= worth:
+            return f"{count / worth:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _lock_path(entry: Path) -> Path:
+    return entry.with_name(f"{entry.name[:32]}.lock")
+
+
+def _locked(entry: Path) -> FileLock:
+    """The entry's lock, held; waiting for it can be stopped by a signal."""
+    lock = FileLock(_lock_path(entry))
+    waiting = False
+    while True:
+        try:
+            return lock.acquire(timeout=0.2)
+        except Timeout:
+            if not waiting:
+                log.info("teacher cache: another kdrun is filling %s; waiting for it", entry)
+            waiting = True
+            stopping.check()
+
+
+def _read(entry: Path, depends: Mapping, shapes: Shapes) -> tuple[dict[str, np.ndarray] | None, str | None]:
+    """The entry's logits, or None and what is wrong with it; (None, None) where there is none."""
+    if not entry.exists():
+        return None, None
+    try:
+        manifest = json.loads((entry / _MANIFEST).read_text())
+        said = manifest.pop("manifest_sha256")
+        if said != hashlib.sha256(_canonical(manifest)).hexdigest():
+            return None, f"{_MANIFEST} was changed"
+        if manifest["depends"] != json.loads(_canonical(depends)):
+            return None, "it holds another teacher's logits"
+        logits = {}
+        for split, shape in shapes.items():
+            path = entry / f"{split}.npy"
+            if runs.sha256(path) != manifest["files"][path.name]:
+                return None, f"{path.name} is not what {_MANIFEST} says"
+            logits[split] = np.load(path, mmap_mode="r", allow_pickle=False)
+            if logits[split].shape != tuple(shape) or logits[split].dtype != np.float32:
+                return None, f"{path.name} is {logits[split].dtype} {list(logits[split].shape)}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, f"it cannot be read ({error})"
+    return logits, None
+
+
+def _fill(entry: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> None:
+    partial = entry.with_name(f"{entry.name}.partial")
+    if partial.exists():  # of a kdrun that was killed: nobody else writes it while we hold the lock
+        shutil.rmtree(partial)
+    log.info("teacher cache: asking the teacher, %s into %s", readable(size(shapes)), entry)
+    started = time.perf_counter()
+    try:
+        partial.mkdir()
+        for split, shape in shapes.items():
+            _write(partial / f"{split}.npy", shape, ask(split))
+        manifest = {
+            "depends": depends,
+            "files": {f"{split}.npy": runs.sha256(partial / f"{split}.npy") for split in shapes},
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        manifest["manifest_sha256"] = hashlib.sha256(_canonical(manifest)).hexdigest()
+        runs.write_json(partial / _MANIFEST, manifest)
+        runs.flush(partial)
+        partial.rename(entry)
+        runs.flush(entry.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    log.info("teacher cache: filled %s in %.1f s", entry, manifest["seconds"])
+
+
+def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> None:
+    """A .npy file of that shape from blocks of rows. Takes its room on disk first, so that a full one shows at once."""
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        os.posix_fallocate(file.fileno(), 0, file.tell() + size({path.stem: shape}))
+        for block in blocks:
+            if not np.isfinite(block).all():
+                raise KdrunError("The teacher's logits are not all finite numbers. Give another teacher.run.")
+            file.write(block.astype("<f4", copy=False).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _set_aside(entry: Path) -> Path:
+    number, aside = 1, entry.with_name(f"{entry.name}.damaged")
+    while aside.exists():
+        number += 1
+        aside = entry.with_name(f"{entry.name}.damaged-{number}")
+    entry.rename(aside)
+    return aside
+
+
+def _canonical(value: Mapping) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()

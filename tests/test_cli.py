@@ -20,6 +20,7 @@ from kdrun import config, runs
 from kdrun.cli import config_dir
 from kdrun.data import datasets
 
+STAGES = ("cache", "distill", "evaluate", "pipeline", "student", "teacher")
 STUDENT = ["stage=student", "model@student.model=mlp", "batch_size=16"]
 ON_NPZ = ["data=npz", "data.validation_size=10", "data.image_size=32"]
 
@@ -674,7 +675,7 @@ def test_completion_is_installed_for(command, tmp_path, shell, wanted):
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("kdrun stage=", {f"stage={name}" for name in ("distill", "evaluate", "pipeline", "student", "teacher")}),
+        ("kdrun stage=", {f"stage={name}" for name in STAGES}),
         ("kdrun stage=teacher optimizer=ada", {"optimizer=adabelief", "optimizer=adam"}),
         ("kdrun teacher.r", {"teacher.run="}),
         ("kdrun temp", {"temperature="}),

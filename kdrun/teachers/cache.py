@@ -79,8 +79,8 @@ def remove(entry: Path, splits: Sequence[str] = ("train", "validation", "test"))
     """Remove one of `entries`, unless it is being filled or holds files that are not the cache's; says whether."""
     try:
         with FileLock(_lock_path(entry), timeout=0):
-            ours = {_MANIFEST, *(f"{split}.npy" for split in splits)}
-            if not {path.name for path in entry.iterdir()} <= ours:
+            ours = re.compile(rf"({'|'.join(splits)})\.npy|(\.[0-9a-f]+\.)?manifest\.json")  # half written, too
+            if not all(ours.fullmatch(path.name) for path in entry.iterdir()):
                 return False
             shutil.rmtree(entry)
             return True
@@ -133,7 +133,7 @@ def _read(entry: Path, depends: Mapping, shapes: Shapes) -> tuple[dict[str, np.n
             logits[split] = np.load(path, mmap_mode="r", allow_pickle=False)
             if logits[split].shape != tuple(shape) or logits[split].dtype != np.float32:
                 return None, f"{path.name} is {logits[split].dtype} {list(logits[split].shape)}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return None, f"it cannot be read ({error})"
     return logits, None
 
@@ -168,12 +168,15 @@ def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> 
     with path.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(file, header)
-        os.posix_fallocate(file.fileno(), 0, file.tell() + size({path.stem: shape}))
+        end = file.tell() + size({path.stem: shape})
+        os.posix_fallocate(file.fileno(), 0, end)
         for block in blocks:
             if not np.isfinite(block).all():
                 raise KdrunError("The teacher's logits are not all finite numbers. Give another teacher.run.")
             file.write(block.astype("<f4", copy=False).tobytes())
         file.flush()
+        if (given := file.tell()) != end:
+            raise RuntimeError(f"The teacher gave {given} bytes for a file of {end}")
         os.fsync(file.fileno())
 
 

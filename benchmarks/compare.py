@@ -1,0 +1,257 @@
+"""kdrun against what one would use instead, side by side on one machine: python benchmarks/compare.py
+
+Each measurement is a process of its own. A round runs every tool once, one after the other; the figures are medians
+over the rounds. Prints tables in Markdown and writes benchmarks/results.json. Run it on an idle machine; three rounds
+take somewhat over an hour on two cores. `torch` takes part if it is installed: pip install -e '.[benchmarks]'.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import measuring
+
+HERE = Path(__file__).resolve().parent
+TOOLS = {"notebook": "notebook.py", "keras": "keras_distiller.py", "torch": "torch_loop.py"}
+STEPS = {"112": 6, "32": 48, "mlp": 384}  # a measurement's training steps, of 128 images
+BATCH = 128
+EPOCH = 391  # steps of an epoch over the notebook's 50,000 images
+CASES = {
+    "112": ("densenet", 112, ["data.image_size=112"]),
+    "32": ("densenet", 32, ["data.image_size=32"]),
+    "mlp": ("mlp", 28, ["data.image_size=28", "model@teacher.model=mlp", "model@student.model=mlp"]),
+}
+# what a target asks for: (name, case, measured, tool against, at least)
+TARGETS = [
+    ("distil at 112×112, seconds to the first step, cache there", "112", "first", "notebook", 6.0),
+    ("distil at 112×112, images/s, cached", "112", "distill", "notebook", 2.2),
+    ("distil at 112×112, images/s, cached", "112", "distill", "keras", 2.5),
+    ("distil at 112×112, images/s, cached", "112", "distill", "torch", 2.0),
+    ("student alone at 112×112, images/s", "112", "student", "notebook", 1.15),
+    ("student alone at 112×112, images/s", "112", "student", "torch", 1.1),
+    (
+        "10 epochs of distilling at 112×112 incl. filling the cache (from measured steps)",
+        "112",
+        "epochs",
+        "notebook",
+        2.0,
+    ),
+    ("nine jobs of 2 epochs at 32×32 (from measured jobs and steps)", "32", "sweep", "notebook", 3.0),
+]
+
+
+def run(command: list[str], folder: Path) -> dict:
+    """Run a process; returns its wall seconds, peak memory in bytes, and what it printed last as JSON, if that is."""
+    spawned = time.time()
+    environment = os.environ | {measuring.SPAWNED: str(spawned)}
+    with (folder / "said").open("w+") as said:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.time() - spawned
+        said.seek(0)
+        lines = said.read().splitlines()
+    if process.returncode:
+        sys.exit("\n".join([*lines[-20:], f"failed: {' '.join(command)}"]))
+    measured = {"seconds": seconds, "peak_memory": usage.ru_maxrss * 1024, "spawned": spawned}
+    printed = [line for line in lines if line.startswith("{")]
+    return measured | (json.loads(printed[-1]) if printed else {})
+
+
+def kdrun(folder: Path, case: str, *overrides: str, steps: int | None = None) -> dict:
+    """Run a kdrun command in a case's setting."""
+    steps = STEPS[case] if steps is None else steps
+    setting = [f"data.train_size={steps * BATCH}", f"data.validation_size={BATCH}", f"data.test_size={BATCH}"]
+    return run([sys.executable, "-m", "kdrun", *CASES[case][2], *setting, "epochs=1", *overrides], folder)
+
+
+def trained(folder: Path, case: str, stage: str, *overrides: str) -> dict:
+    """A kdrun training run's measurements."""
+    outputs = Path(tempfile.mkdtemp(dir=folder))
+    measured = kdrun(folder, case, f"stage={stage}", f"outputs={outputs}", *overrides)
+    (record,) = [json.loads(path.read_text()) for path in outputs.glob(f"{stage}/*/run.json")]
+    results = record["results"]
+    measured["seconds_to_first_step"] = datetime.fromisoformat(results["first_step"]).timestamp() - measured["spawned"]
+    return measured | {"images_per_second": results["images_per_second"]}
+
+
+def prepared(folder: Path, case: str) -> list[str]:
+    """Overrides for a teacher that is there, and a cache of its logits."""
+    kdrun(folder, case, "stage=teacher", f"outputs={folder / 'teacher'}")
+    (teacher,) = (folder / "teacher").glob("teacher/*")
+    overrides = [f"teacher.run={teacher}", f"cache_dir={folder / 'cache'}"]
+    kdrun(folder, case, "stage=cache", f"outputs={folder / 'fill'}", *overrides)
+    return overrides
+
+
+def filling(folder: Path, case: str, overrides: list[str]) -> dict:
+    """Seconds to fill the cache, apart from each image's own, and images/s, from two sizes of training set."""
+    seconds = {}
+    for steps in (1, 1 + STEPS[case]):
+        cache = Path(tempfile.mkdtemp(dir=folder))
+        seconds[steps] = kdrun(
+            folder, case, "stage=cache", f"outputs={cache}", *overrides[:1], f"cache_dir={cache}", steps=steps
+        )["seconds"]
+    (few, less), (many, more) = seconds.items()
+    rate = (many - few) * BATCH / (more - less)
+    return {"images_per_second": rate, "seconds": less - (few + 2) * BATCH / rate}
+
+
+def sweep(folder: Path, case: str, overrides: list[str]) -> dict:
+    """A sweep of nine with few steps an epoch: whole seconds, and the seconds from one job's last step to a first."""
+    outputs = Path(tempfile.mkdtemp(dir=folder))
+    values = ["temperature=2,5,10", "alpha=0.1,0.5,0.9", "epochs=2"]
+    command = ["-m", "stage=distill", f"outputs={outputs}", *overrides[:1], f"cache_dir={outputs}", *values]
+    measured = kdrun(folder, case, *command, steps=STEPS[case] // 3)
+    jobs = sorted(
+        (json.loads(path.read_text())["results"] for path in outputs.glob("sweeps/*/*/run.json")),
+        key=lambda job: job["first_step"],
+    )
+    last = [datetime.fromisoformat(job["last_step"]) for job in jobs]
+    first = [datetime.fromisoformat(job["first_step"]) for job in jobs]
+    gaps = [(after - before).total_seconds() for before, after in zip(last, first[1:], strict=False)]
+    return measured | {"steps": sum(job["steps"] for job in jobs), "between_jobs": statistics.median(gaps)}
+
+
+def measure(cases: list[str], rounds: int, folder: Path) -> list[dict]:
+    """All measurements, in the order in which they were made."""
+    rows = []
+
+    def note(case: str, tool: str, what: str, measured: dict) -> None:
+        measured.pop("spawned", None)
+        rows.append({"case": case, "tool": tool, "what": what, **measured})
+        print(f"{datetime.now():%H:%M:%S} {case} {tool} {what} {measured}", file=sys.stderr, flush=True)
+
+    for case in cases:
+        net, image_size, _ = CASES[case]
+        there = folder / case
+        there.mkdir()
+        teacher = prepared(there, case)
+        for _ in range(rounds):
+            for phase in measuring.PHASES:
+                for tool, script in TOOLS.items():
+                    if tool == "torch" and importlib.util.find_spec("torch") is None:
+                        continue
+                    size = ["--image-size", str(image_size), "--steps", str(STEPS[case])]
+                    note(case, tool, phase, run([sys.executable, str(HERE / script), phase, net, *size], there))
+                if phase != "distill":
+                    note(case, "kdrun", phase, trained(there, case, phase))
+            note(case, "kdrun", "distill, live", trained(there, case, "distill", *teacher, "teacher.cache=off"))
+            note(case, "kdrun", "distill", trained(there, case, "distill", *teacher, "teacher.cache=on"))
+            note(case, "kdrun", "filling", filling(there, case, teacher))
+            note(case, "kdrun", "sweep", sweep(there, case, teacher))
+    for _ in range(rounds):
+        note("", "kdrun", "--help", run([sys.executable, "-m", "kdrun", "--help"], folder))
+    return rows
+
+
+class Medians:
+    """Medians over the rounds of measurements."""
+
+    def __init__(self, rows: list[dict]):
+        self._rows = rows
+
+    def __call__(self, case: str, tool: str, what: str, figure: str) -> float:
+        """NaN where it was not measured."""
+        found = [row[figure] for row in self._rows if (row["case"], row["tool"], row["what"]) == (case, tool, what)]
+        return statistics.median(found) if found else float("nan")
+
+    def seconds(self, case: str, tool: str, measured: str) -> float:
+        """What a target compares, as seconds (an image's, where it is a rate)."""
+        if measured in ("student", "distill"):
+            return 1 / self(case, tool, measured, "images_per_second")
+        if measured == "first":
+            return self(case, tool, "distill", "seconds_to_first_step")
+        images = EPOCH * BATCH
+        start, rate = (self(case, tool, "distill", f) for f in ("seconds_to_first_step", "images_per_second"))
+        if measured == "epochs":
+            seconds = start + 10 * images / rate
+            if tool == "kdrun":  # the cache holds validation and test images, too
+                seconds += self(case, tool, "filling", "seconds") + 70_000 / self(
+                    case, tool, "filling", "images_per_second"
+                )
+            return seconds
+        if tool == "kdrun":
+            left = 9 * 2 * images - self(case, tool, "sweep", "steps") * BATCH
+            return self(case, tool, "sweep", "seconds") + left / rate
+        return 9 * (start + 2 * images / rate)
+
+
+def tables(rows: list[dict], cases: list[str]) -> str:
+    """The figures in Markdown."""
+    medians, lines = Medians(rows), []
+    for case in cases:
+        net, image_size, _ = CASES[case]
+        lines += [f"\n{net}, {image_size}×{image_size}, batch {BATCH}, float32\n"]
+        lines += ["| | teacher, images/s | student alone | distil | first step of distilling, s | peak memory, GB |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for tool, phase in (
+            ("notebook", "distill"),
+            ("keras", "distill"),
+            ("torch", "distill"),
+            ("kdrun", "distill, live"),
+            ("kdrun", "distill"),
+        ):
+            rates = [medians(case, tool, what, "images_per_second") for what in ("teacher", "student", phase)]
+            name = {"distill, live": "kdrun, teacher live"}.get(phase, "kdrun, cached" if tool == "kdrun" else tool)
+            cells = [f"{rate:,.0f}" for rate in rates]
+            cells += [f"{medians(case, tool, phase, 'seconds_to_first_step'):.1f}"]
+            cells += [f"{medians(case, tool, phase, 'peak_memory') / 1e9:.2f}"]
+            lines += [f"| {name} | {' | '.join(cells)} |"]
+        fill = [medians(case, "kdrun", "filling", figure) for figure in ("images_per_second", "seconds")]
+        nine = [medians(case, "kdrun", "sweep", figure) for figure in ("seconds", "steps", "between_jobs")]
+        lines += [
+            f"\nFilling the cache: {fill[0]:,.0f} images/s after {fill[1]:.1f} s. "
+            f"Nine jobs of {nine[1] / 9:.0f} steps: {nine[0]:.1f} s, "
+            f"{nine[2]:.2f} s from one job's last step to the next one's first."
+        ]
+    lines += ["\n| target | against | at least | measured | |", "|---|---|---|---|---|"]
+    for name, case, measured, against, least in TARGETS:
+        if case in cases:
+            theirs, ours = (medians.seconds(case, tool, measured) for tool in (against, "kdrun"))
+            verdict = "reached" if theirs / ours >= least else "missed" if theirs == theirs else "not measured"
+            lines += [f"| {name} | {against} | {least:g} times | {theirs / ours:.2f} times | {verdict} |"]
+    lines += [f"\n`kdrun --help`: {medians('', 'kdrun', '--help', 'seconds'):.2f} s."]
+    return "\n".join(lines)
+
+
+def machine() -> dict:
+    """What the figures depend on."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    flags = set(next((line for line in info.splitlines() if line.startswith("flags")), "").split())
+    packages = ["tensorflow", "tf-keras", "keras", *(["torch"] if importlib.util.find_spec("torch") else [])]
+    return {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "instructions": sorted(flags & {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"}),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--output", type=Path, default=HERE / "results.json")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(asked.cases, asked.rounds, Path(folder))
+    about = machine() | {"rounds": asked.rounds, "date": f"{datetime.now():%Y-%m-%d}"}
+    asked.output.write_text(json.dumps({"about": about, "measured": rows}, indent=1) + "\n")
+    print(json.dumps(about))
+    print(tables(rows, asked.cases))
+
+
+if __name__ == "__main__":
+    main()

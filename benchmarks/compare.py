@@ -1,8 +1,10 @@
 """kdrun against what one would use instead, side by side on one machine: python benchmarks/compare.py
 
 Each measurement is a process of its own. A round runs every tool once, one after the other; the figures are medians
-over the rounds. Prints tables in Markdown and writes benchmarks/results.json. Run it on an idle machine; three rounds
-take somewhat over an hour on two cores. `torch` takes part if it is installed: pip install -e '.[benchmarks]'.
+over the rounds. Prints tables in Markdown and writes benchmarks/results.json after every case; what it holds of other
+cases, if it was measured on the same machine, stays and is shown again. Run it on an idle machine; three rounds of
+everything take an hour and a half on two cores, which --cases and --phases divide. `torch` takes part if it is
+installed: pip install -e '.[benchmarks]'.
 """
 
 import argparse
@@ -125,37 +127,32 @@ def sweep(folder: Path, case: str, overrides: list[str]) -> dict:
     return measured | {"steps": sum(job["steps"] for job in jobs), "between_jobs": statistics.median(gaps)}
 
 
-def measure(cases: list[str], rounds: int, folder: Path) -> list[dict]:
-    """All measurements, in the order in which they were made."""
+def measure(case: str, phases: list[str], rounds: int, folder: Path) -> list[dict]:
+    """A case's measurements, in the order in which they were made."""
     rows = []
 
-    def note(case: str, tool: str, what: str, measured: dict) -> None:
+    def note(tool: str, what: str, measured: dict) -> None:
         measured.pop("spawned", None)
         rows.append({"case": case, "tool": tool, "what": what, **measured})
-        print(f"{datetime.now():%H:%M:%S} {case} {tool} {what} {measured}", file=sys.stderr, flush=True)
+        print(f"{datetime.now():%H:%M:%S} {json.dumps(rows[-1])}", file=sys.stderr, flush=True)
 
-    for case in cases:
-        net, image_size, _ = CASES[case]
-        there = folder / case
-        there.mkdir()
-        teacher = prepared(there, case)
-        for _ in range(rounds):
-            for phase in measuring.PHASES:
-                for tool, script in TOOLS.items():
-                    if tool == "torch" and importlib.util.find_spec("torch") is None:
-                        continue
-                    size = ["--image-size", str(image_size), "--steps", str(STEPS[case])]
-                    note(case, tool, phase, run([sys.executable, str(HERE / script), phase, net, *size], there))
-                if phase != "distill":
-                    note(case, "kdrun", phase, trained(there, case, phase))
-            if case == "112" and BF16 & instructions():
-                note(case, "kdrun", "teacher, bf16", trained(there, case, "teacher", "precision=mixed_bfloat16"))
-            note(case, "kdrun", "distill, live", trained(there, case, "distill", *teacher, "teacher.cache=off"))
-            note(case, "kdrun", "distill", trained(there, case, "distill", *teacher, "teacher.cache=on"))
-            note(case, "kdrun", "filling", filling(there, case, teacher))
-            note(case, "kdrun", "sweep", sweep(there, case, teacher))
+    net, image_size, _ = CASES[case]
+    teacher = prepared(folder, case)
+    size = ["--image-size", str(image_size), "--steps", str(STEPS[case])]
     for _ in range(rounds):
-        note("", "kdrun", "--help", run([sys.executable, "-m", "kdrun", "--help"], folder))
+        for phase in phases:
+            for tool, script in TOOLS.items():
+                if tool != "torch" or importlib.util.find_spec("torch"):
+                    note(tool, phase, run([sys.executable, str(HERE / script), phase, net, *size], folder))
+            if phase != "distill":
+                note("kdrun", phase, trained(folder, case, phase))
+        if case == "112" and BF16 & instructions() and "teacher" in phases:
+            note("kdrun", "teacher, bf16", trained(folder, case, "teacher", "precision=mixed_bfloat16"))
+        note("kdrun", "distill, live", trained(folder, case, "distill", *teacher, "teacher.cache=off"))
+        note("kdrun", "distill", trained(folder, case, "distill", *teacher, "teacher.cache=on"))
+        note("kdrun", "filling", filling(folder, case, teacher))
+        note("kdrun", "sweep", sweep(folder, case, teacher))
+        note("kdrun", "--help", run([sys.executable, "-m", "kdrun", "--help"], folder))
     return rows
 
 
@@ -193,9 +190,10 @@ class Medians:
         return 9 * (start + 2 * images / rate)
 
 
-def tables(rows: list[dict], cases: list[str]) -> str:
+def tables(rows: list[dict]) -> str:
     """The figures in Markdown."""
     medians, lines = Medians(rows), []
+    cases = [case for case in CASES if case in {row["case"] for row in rows}]
     for case in cases:
         net, image_size, _ = CASES[case]
         lines += [f"\n{net}, {image_size}×{image_size}, batch {BATCH}, float32\n"]
@@ -210,7 +208,7 @@ def tables(rows: list[dict], cases: list[str]) -> str:
         ):
             rates = [medians(case, tool, what, "images_per_second") for what in ("teacher", "student", phase)]
             name = {"distill, live": "kdrun, teacher live"}.get(phase, "kdrun, cached" if tool == "kdrun" else tool)
-            cells = [f"{rate:,.0f}" for rate in rates]
+            cells = [f"{rate:,.0f}" if rate == rate else "" for rate in rates]
             cells += [f"{medians(case, tool, phase, 'seconds_to_first_step'):.1f}"]
             cells += [f"{medians(case, tool, phase, 'peak_memory') / 1e9:.2f}"]
             lines += [f"| {name} | {' | '.join(cells)} |"]
@@ -228,7 +226,8 @@ def tables(rows: list[dict], cases: list[str]) -> str:
             ratio = theirs / ours  # NaN where either was not measured
             verdict = "reached" if ratio >= least else "missed" if ratio < least else "not measured"
             lines += [f"| {name} | {against} | {least:g} times | {ratio:.2f} times | {verdict} |"]
-    lines += [f"\n`kdrun --help`: {medians('', 'kdrun', '--help', 'seconds'):.2f} s."]
+    shown = statistics.median(row["seconds"] for row in rows if row["what"] == "--help")
+    lines += [f"\n`kdrun --help`: {shown:.2f} s."]
     return "\n".join(lines)
 
 
@@ -255,14 +254,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--phases", nargs="+", choices=measuring.PHASES, default=list(measuring.PHASES))
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(asked.cases, asked.rounds, Path(folder))
-    about = machine() | {"rounds": asked.rounds, "date": f"{datetime.now():%Y-%m-%d}"}
-    asked.output.write_text(json.dumps({"about": about, "measured": rows}, indent=1) + "\n")
+    about, rows = machine(), []
+    if asked.output.exists():
+        before = json.loads(asked.output.read_text())
+        rows = before["measured"] if before["about"] == about else []
+    for case in asked.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            measured = measure(case, asked.phases, asked.rounds, Path(folder))
+        rows = [row for row in rows if row["case"] != case] + measured
+        asked.output.write_text(json.dumps({"about": about, "measured": rows}, indent=1) + "\n")
     print(json.dumps(about))
-    print(tables(rows, asked.cases))
+    print(tables(rows))
 
 
 if __name__ == "__main__":

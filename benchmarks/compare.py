@@ -76,7 +76,9 @@ def kdrun(folder: Path, case: str, *overrides: str, steps: int | None = None) ->
     """Run a kdrun command in a case's setting."""
     steps = STEPS[case] if steps is None else steps
     setting = [f"data.train_size={steps * BATCH}", f"data.validation_size={BATCH}", f"data.test_size={BATCH}"]
-    return run([sys.executable, "-m", "kdrun", *CASES[case][2], *setting, "epochs=1", *overrides], folder)
+    flags = [o for o in overrides if o.startswith("-")]  # argparse takes the rest only in one piece
+    rest = [o for o in overrides if o not in flags]
+    return run([sys.executable, "-m", "kdrun", *flags, *CASES[case][2], *setting, "epochs=1", *rest], folder)
 
 
 def trained(folder: Path, case: str, stage: str, *overrides: str) -> dict:
@@ -255,6 +257,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--phases", nargs="+", choices=measuring.PHASES, default=list(measuring.PHASES))
+    parser.add_argument("--add", action="store_true", help="keep the rounds of these cases that were measured before")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     asked = parser.parse_args()
     about, rows = machine(), []
@@ -264,7 +267,7 @@ def main() -> None:
     for case in asked.cases:
         with tempfile.TemporaryDirectory() as folder:
             measured = measure(case, asked.phases, asked.rounds, Path(folder))
-        rows = [row for row in rows if row["case"] != case] + measured
+        rows = [row for row in rows if asked.add or row["case"] != case] + measured
         asked.output.write_text(json.dumps({"about": about, "measured": rows}, indent=1) + "\n")
     print(json.dumps(about))
     print(tables(rows))

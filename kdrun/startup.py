@@ -1,5 +1,6 @@
 """Loading TensorFlow without its start-up noise, and our own lines on the terminal."""
 
+import gc
 import logging
 import os
 import re
@@ -33,11 +34,16 @@ def log_to_terminal() -> None:
 def load_tensorflow() -> None:
     """Import TensorFlow and look for devices; its warnings and errors are shown, its greetings are not."""
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tf_keras behind tf.keras: Keras 3 is then never imported
-    with _noise_hidden():
-        import tensorflow as tf
+    gc.disable()  # TensorFlow's million objects stay: looking through them again and again costs a second
+    try:
+        with _noise_hidden():
+            import tensorflow as tf
 
-        tf.config.list_physical_devices()
-        tf.constant(0)  # the devices greet when they are first used
+            tf.config.list_physical_devices()
+            tf.constant(0)  # the devices greet when they are first used
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from kdrun.errors import Diverged, InputError, KdrunError, Stopped
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise when the same config would no longer give the same result
+_FORMAT = 2  # raise when the same config would no longer give the same result
 TRAINING = ("teacher", "student", "distill")  # stages that train one network
 _PACKAGES = ("tensorflow", "tf-keras", "adabelief-tf", "numpy", "hydra-core")
 

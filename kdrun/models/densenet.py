@@ -1,5 +1,7 @@
 """The source notebook's DenseNet-121-like network (after arXiv 1608.06993)."""
 
+from functools import partial
+
 from kdrun.registry import register
 
 
@@ -19,6 +21,8 @@ def densenet(inputs, num_classes: int, *, growth_rate: int, blocks: list[int]):
     """
     from tf_keras import layers
 
+    from kdrun.layers import Pointwise
+
     x = layers.Conv2D(2 * growth_rate, 7, strides=2, padding="same", name="entry")(inputs)
     x = layers.MaxPooling2D(3, strides=2, padding="same", name="entry_pool")(x)
     for block, pairs in enumerate(blocks, start=1):
@@ -28,11 +32,12 @@ def densenet(inputs, num_classes: int, *, growth_rate: int, blocks: list[int]):
                 name = f"block{block}_{pair}_{kernel}x{kernel}"
                 new = layers.BatchNormalization(name=f"{name}_norm")(new)
                 new = layers.ReLU(max_value=6, name=f"{name}_relu6")(new)
-                new = layers.Conv2D(filters, kernel, padding="same", name=name)(new)
+                convolution = Pointwise if kernel == 1 else partial(layers.Conv2D, kernel_size=kernel, padding="same")
+                new = convolution(filters, name=name)(new)
             x = layers.Concatenate(name=f"block{block}" if pair == pairs else f"block{block}_{pair}")([new, x])
         if block < len(blocks):
             x = layers.BatchNormalization(name=f"transition{block}_norm")(x)
-            x = layers.Conv2D(x.shape[-1] // 2, 1, padding="same", name=f"transition{block}")(x)
+            x = Pointwise(x.shape[-1] // 2, name=f"transition{block}")(x)
             x = layers.AveragePooling2D(2, name=f"transition{block}_pool")(x)
     x = layers.GlobalAveragePooling2D(name="embedding")(x)
     return layers.Dense(num_classes, name="classifier")(x)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from kdrun import resuming
 from kdrun.errors import KdrunError
 from kdrun.overrides import checked, config_dir, explained, help_text, plain
 
@@ -29,13 +30,20 @@ def main(arguments: list[str] | None = None) -> int:
     full_error = {"HYDRA_FULL_ERROR": "1"}  # Hydra raises its errors instead of printing them and exiting with 1
     try:
         with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
-            options = get_args_parser().parse_args(arguments)
+            options, resumed = get_args_parser().parse_args(arguments), None
             if not (options.hydra_help or options.cfg or options.info or options.shell_completion):
-                sys.argv += checked(options)
+                more, resumed = checked(options)
+                # beside the other overrides: argparse takes them in one piece only
+                last = max((place for place, word in enumerate(sys.argv) if word in options.overrides), default=0)
+                sys.argv[last + 1 : last + 1] = more
             failures: list[KdrunError] = []
-            hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(_job_of(failures))()
+            job = _job_of(failures, resumed)
+            hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
         if failures:
             raise failures[0]
+        return 0
+    except resuming.Completed as done:
+        print(f"kdrun: {done}")
         return 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -53,10 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         GlobalHydra.instance().clear()
 
 
-def _job_of(failures: list[KdrunError]):
+def _job_of(failures: list[KdrunError], resumed: dict | None):
     def job(composed: DictConfig) -> None:
         try:
-            _job(composed)
+            _job(composed, resumed)
         except KdrunError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # a sweep's launcher, perhaps in another process, has to know
@@ -65,15 +73,18 @@ def _job_of(failures: list[KdrunError]):
     return job
 
 
-def _job(composed: DictConfig) -> None:
-    """One job, in the directory that is made for it."""
+def _job(composed: DictConfig, resumed: dict | None) -> None:
+    """One job, in the directory that is made for it; `resumed` is the config of a run that goes on with its own."""
     from kdrun import config, fitting, startup
 
     given = plain(composed)
-    values = config.check(given, given)  # a sweep's combination of values is seen here for the first time
+    values = resumed or config.check(given, given)  # a sweep's combination of values is seen here for the first time
     fitting.check(values, HydraConfig.get().overrides.task)
     startup.log_to_terminal()
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if values["resume"] == "auto" and HydraConfig.get().mode == RunMode.MULTIRUN:
+        run_dir = resuming.interrupted(values) or run_dir
     startup.load_tensorflow()
     from kdrun import stages
 
-    stages.run(values, Path(HydraConfig.get().runtime.output_dir))
+    stages.run(values, run_dir)

@@ -75,6 +75,11 @@ def text(key: str, given: Any) -> str:
     return given
 
 
+def optional_text(key: str, given: Any) -> str | None:
+    """A text that is not empty, or null."""
+    return None if given is None else text(key, given)
+
+
 def switch(key: str, given: Any) -> str:
     """auto, on or off; YAML reads the last two as true and false."""
     named = {True: "on", False: "off"}.get(given, given) if isinstance(given, bool) else given
@@ -107,6 +112,8 @@ RULES: dict[str, Rule] = {
     "precision": one_of("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     "outputs": text,
     "reuse": boolean,
+    "resume": optional_text,
+    "every_minutes": number(0, low_included=False),
     "cache": switch,
     "cache_dir": text,
     "clear": boolean,

@@ -1,5 +1,18 @@
 """What can end a run, each with its exit code."""
 
+import re
+import shlex
+from pathlib import Path
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command that goes on with a run, quoted for Hydra and for the shell where that is needed."""
+    text = str(run_dir)
+    if not re.fullmatch(r"[\w./+-]+", text, re.ASCII):
+        escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+        text = f"'{escaped}'"
+    return f"kdrun {shlex.quote(f'resume={text}')}"
+
 
 class KdrunError(Exception):
     """A failure that its message explains: shown as one line, without a traceback."""
@@ -20,8 +33,14 @@ class Diverged(KdrunError):
 
 
 class Stopped(KdrunError):
-    """A signal asked the run to end."""
+    """A signal asked the run to end; `run_dir` is the directory to go on from, where there is one."""
+
+    run_dir: Path | None = None
 
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        hint = f" Go on with: {resume_command(self.run_dir)}" if self.run_dir else ""
+        return super().__str__() + hint

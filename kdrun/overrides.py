@@ -3,7 +3,9 @@
 import argparse
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from kdrun import config, runs
+from kdrun import config, resuming, runs
 from kdrun.errors import InputError
 
 
@@ -27,10 +29,17 @@ def help_text() -> str:
     return text.replace("$$", "$").rstrip()
 
 
-def checked(options: argparse.Namespace) -> list[str]:
-    """Check every job that the command line asks for; returns further overrides: the run directory made for it.
+class Checked(NamedTuple):
+    """Further overrides, for the run directory; and the config, where it is not the one that Hydra composes."""
 
-    Raises InputError, or what Hydra raises.
+    overrides: list[str]
+    config: dict | None = None
+
+
+def checked(options: argparse.Namespace) -> Checked:
+    """Check every job that the command line asks for, and make or find the run directory.
+
+    Raises InputError, resuming.Completed, or what Hydra raises.
     """
     for flag in ("experimental_rerun", "config_path"):  # the one unpickles a file, the other leaves kdrun's config out
         if getattr(options, flag):
@@ -45,20 +54,67 @@ def checked(options: argparse.Namespace) -> list[str]:
         for override in overrides:
             if override.startswith("="):  # the one that Hydra's own reading lets pass
                 raise _unreadable(override)
+            if override.lstrip("+~").startswith(("hydra.sweep.subdir", "hydra.output_subdir")):
+                raise InputError(f"{override}: kdrun names these folders itself. Leave it out.")
         for job in _jobs(overrides) if options.multirun else [overrides]:
             composed = hydra.compose(options.config_name or "config", job + searched, return_hydra_config=True)
             choices = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items()]
             values = config.check(plain(composed), _reference(choices + searched))
+            resumes = values["resume"] not in (None, "auto")
+            if resumes:
+                if options.multirun:
+                    raise InputError("resume: a sweep's jobs go on with resume=auto, each with its own run.")
+                values = _resumed(values, job, searched)
             from kdrun import fitting  # reads data, with NumPy: not before the values are good
 
             fitting.check(values, flags + job)
     if options.multirun:
-        return []
+        runs.check_below("hydra.sweep.dir", Path(composed.hydra.sweep.dir), values["outputs"])
+        return Checked([])
+    if resumes:
+        return Checked(_going_on(values["resume"]), values)
     if any(override.startswith("hydra.run.dir=") for override in overrides):
+        if values["resume"] == "auto":
+            raise InputError("hydra.run.dir and resume=auto both say where to write. Leave one of them out.")
+        runs.check_below("hydra.run.dir", Path(composed.hydra.run.dir), values["outputs"])
         runs.check_unused(Path(composed.hydra.run.dir))
-        return []
+        return Checked([])
+    found = resuming.interrupted(values) if values["resume"] == "auto" else None
+    if found:
+        return Checked(_going_on(str(found)))
     run_dir = runs.create(values["outputs"], values["stage"])
-    return [f"hydra.run.dir={_quoted(str(run_dir))}"]
+    return Checked([f"hydra.run.dir={_quoted(str(run_dir))}"])
+
+
+def _going_on(run_dir: str) -> list[str]:
+    return [f"hydra.run.dir={_quoted(run_dir)}", "hydra.output_subdir=null"]  # which would be written over
+
+
+def _resumed(given: Mapping, overrides: list[str], searched: list[str]) -> dict:
+    """The config of the run that resume=RUN_DIR names, checked like any other."""
+    keys = [override.get_key_element() for override in OverridesParser.create().parse_overrides(overrides)]
+    saved = resuming.saved(given["resume"], given, keys)
+    try:
+        names = {
+            "stage": saved["stage"],
+            "data": saved["data"]["name"],
+            "model@teacher.model": saved["teacher"]["model"]["name"],
+            "model@student.model": saved["student"]["model"]["name"],
+            "optimizer": saved["optimizer"]["name"],
+            "objective": saved["objective"]["name"],
+        }
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{given['resume']}: the config in its run.json lacks {error}. It was changed.") from error
+    for group, name in names.items():
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+            raise InputError(f"{given['resume']}: {group}={name!r} in its run.json cannot be. It was changed.")
+    try:
+        reference = _reference([f"{group}={name}" for group, name in names.items()] + searched)
+    except MissingConfigException as error:
+        raise InputError(
+            f"{given['resume']}: {error.missing_cfg_file} is not kdrun's own. Add the --config-dir that it began with."
+        ) from error
+    return config.check(saved, reference)
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:

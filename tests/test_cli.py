@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from kdrun import config, runs
 from kdrun.cli import config_dir
 from kdrun.data import datasets
+from kdrun.manifest import sealed
 
 STAGES = ("cache", "distill", "evaluate", "pipeline", "student", "teacher")
 STUDENT = ["stage=student", "model@student.model=mlp", "batch_size=16"]
@@ -420,7 +421,7 @@ def write_run(tmp_path, on_npz):
             "config": {"stage": "teacher", "data": data | changes.pop("data", {})},
         } | changes
         record = {key: value for key, value in record.items() if value is not None}
-        (run_dir / "run.json").write_text(json.dumps(record))
+        (run_dir / "run.json").write_text(json.dumps(sealed(record)))
         return run_dir
 
     return write
@@ -453,11 +454,14 @@ BAD_RECORDS = {
     "damaged json": (_with_content(b'{"stage": "teacher", "status"'), ["run.json is damaged"]),
     "not text": (_with_content(b"\xff\xfe\0\x81"), ["run.json is damaged"]),
     "empty": (_with_content(b""), ["run.json is damaged"]),
-    "another kind of record": (_with_content(b'{"name": "x"}'), ["run.json is not the record of a kdrun run"]),
-    "a list": (_with_content(b"[1, 2]"), ["run.json is not the record of a kdrun run"]),
+    "another kind of record": (
+        _with_content(b'{"name": "x"}'),
+        ["run.json is damaged, or not the record of a kdrun run"],
+    ),
+    "a list": (_with_content(b"[1, 2]"), ["run.json is damaged, or not the record of a kdrun run"]),
     "an empty config": (lambda w: w(config={}), ["run.json"]),
     "a config that is none": (lambda w: w(config="x"), ["run.json"]),
-    "running": (lambda w: w(status="running"), ["is running, not completed"]),
+    "running": (lambda w: w(status="running"), ["is interrupted, not completed"]),
     "failed": (lambda w: w(status="failed"), ["is failed, not completed"]),
     "a pipeline": (lambda w: w(stage="pipeline"), ["is a pipeline run"]),
 }
@@ -496,7 +500,8 @@ def test_run_that_cannot_be_evaluated_is_refused(command, tmp_path, write_run, c
 def test_a_directory_that_holds_a_run_is_not_written_again(command, tmp_path, write_run):
     run_dir = write_run()
     before = (run_dir / "run.json").read_bytes()
-    assert_refused(command(*STUDENT, f"hydra.run.dir={run_dir}"), str(run_dir), "holds a run already")
+    ended = command(*STUDENT, f"hydra.run.dir={run_dir}", f"outputs={tmp_path}")
+    assert_refused(ended, str(run_dir), "holds a run already")
     assert (run_dir / "run.json").read_bytes() == before
 
 
@@ -566,7 +571,7 @@ def test_records_of_something_else_are_passed_over_when_looking_for_a_teacher(co
     run_dir.mkdir(parents=True)
     (run_dir / "run.json").write_text(json.dumps(record))
     (run_dir.parent / "another").mkdir()
-    (run_dir.parent / "another/run.json").write_text(json.dumps(record))
+    (run_dir.parent / "another/run.json").write_text(json.dumps(sealed(dict(record))))
     assert_refused(command(*on_npz[0]), "teacher.run=auto", "no completed teacher run")
     assert sorted(os.listdir(tmp_path / "outputs")) == ["teacher"]
 

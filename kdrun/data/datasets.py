@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -23,8 +25,11 @@ _IDX_FILES = {
     "y_test": "t10k-labels-idx1-ubyte",
 }
 _KEYS = tuple(_IDX_FILES)
+_DEFLATE_RATIO = 1032  # the most that deflate can make of a byte; headers that claim more lie
 # what zipfile, gzip, zlib and numpy raise for files that are damaged, encrypted or compressed in an unknown way
-_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, SyntaxError, TypeError)
+_UNREADABLE += (tokenize.TokenError, OverflowError, MemoryError)
+_LONGEST_HEADER = 10_000  # bytes; numpy's own limit
 
 
 class Split(NamedTuple):
@@ -177,6 +182,15 @@ def _sha256(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def _most(path: Path, member: zipfile.ZipInfo) -> int:
+    """Bytes that an archive's member can hold at most, whatever the archive says of it."""
+    packed = min(member.compress_size, path.stat().st_size)
+    unpacked = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: _DEFLATE_RATIO * packed}
+    if member.compress_type not in unpacked:
+        raise ValueError(f"{member.filename} is compressed in an unusual way")
+    return min(member.file_size, unpacked[member.compress_type])
+
+
 class _Npz:
     """A .npz file: headers without decompressing, arrays without pickle."""
 
@@ -191,7 +205,9 @@ class _Npz:
                 if missing:
                     raise InputError(f"{path}: no array {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")
                 for name in _KEYS:
-                    with archive.open(f"{name}.npy") as member:
+                    held = _most(path, archive.getinfo(f"{name}.npy"))
+                    with archive.open(f"{name}.npy") as file:
+                        member = io.BytesIO(file.read(12 + _LONGEST_HEADER))  # a header may claim gigabytes
                         version = np.lib.format.read_magic(member)
                         read = (
                             np.lib.format.read_array_header_1_0
@@ -202,14 +218,14 @@ class _Npz:
                     if dtype.hasobject:
                         raise InputError(f"{path}: {name} holds Python objects; it must hold numbers.")
                     claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
-                    held = archive.getinfo(f"{name}.npy").file_size
                     if not 0 <= claimed <= held:
                         raise InputError(
                             f"{path}: {name} claims {claimed} bytes and the file holds {held}. It is damaged."
                         )
                     self._headers[name] = shape
         except _UNREADABLE as error:
-            raise InputError(f"{path}: not a readable .npz file ({error}). Write it again with numpy.savez.") from error
+            said = " ".join(str(error).split())
+            raise InputError(f"{path}: not a readable .npz file ({said}). Write it again with numpy.savez.") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._headers[name]
@@ -258,20 +274,26 @@ class _Idx:
         head = file.read(4 + 4 * dimensions)
         if len(head) < 4 + 4 * dimensions or head[:4] != bytes([0, 0, 8, dimensions]):
             raise InputError(f"{self._files[name]}: not an IDX file of unsigned bytes with {dimensions} dimension(s).")
-        return tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
+        shape = tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
+        path = self._files[name]
+        most = path.stat().st_size * (_DEFLATE_RATIO if path.suffix == ".gz" else 1)
+        if int(np.prod(shape, dtype=object)) > most:
+            raise InputError(f"{path}: its header says {list(shape)}, for which the file is too small. It is damaged.")
+        return shape
 
     def read(self, name: str) -> np.ndarray:
         try:
             with self._open(name) as file:
                 shape = self._header(file, name)
                 expected = int(np.prod(shape, dtype=object))
-                payload = file.read()
+                payload = file.read(expected + 1)  # what is longer is damaged, too, and may be much longer
         except _UNREADABLE as error:
             raise InputError(
                 f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated."
             ) from error
         if len(payload) != expected:
+            more = " or more" if len(payload) > expected else ""
             raise InputError(
-                f"{self._files[name]}: {len(payload)} bytes of data, its header says {expected}. It is damaged."
+                f"{self._files[name]}: {len(payload)} bytes of data{more}, its header says {expected}. It is damaged."
             )
         return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrun import runs
+from kdrun import files
 from kdrun.data import datasets
+from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.teachers import answers, cache, checkpoint
 from kdrun.training import precision
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 @register("stage", "cache")
 def fill_or_clear(config: Mapping, run_dir: Path) -> dict:
     """Keep the configured teacher's logits in `cache_dir`; with cache.clear, list or delete what is in there."""
-    with runs.recording(run_dir, config) as record:
+    with recording(run_dir, config) as record:
         record["results"] = _clear(config) if config["cache"]["clear"] else _fill(config)
         return record["results"]
 
@@ -34,9 +35,9 @@ def _clear(config: Mapping) -> dict:
     found = cache.entries(folder)
     for entry, size in found:
         if not deletes:
-            log.info("cache: would delete %s (%s)", entry, cache.readable(size))
+            log.info("cache: would delete %s (%s)", entry, files.readable(size))
         elif cache.remove(entry):
-            log.info("cache: deleted %s (%s)", entry, cache.readable(size))
+            log.info("cache: deleted %s (%s)", entry, files.readable(size))
         else:
             log.warning("cache: %s stays: it is being filled, or holds files that are not the cache's", entry)
     if not found:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from kdrun import runs
+from kdrun import files, runs
 from kdrun.data import datasets
+from kdrun.recording import recording
 from kdrun.registry import get, register
 from kdrun.stages.supervised import Teaching, train_network
 from kdrun.teachers import answers, checkpoint
@@ -21,14 +22,14 @@ def distill(config: Mapping, run_dir: Path) -> dict:
     """Train the student on the labels and on what the teacher says."""
     teacher_dir = checkpoint.locate(config)
     dataset = datasets.load(config["data"])
-    teacher_weights = runs.sha256(teacher_dir / checkpoint.WEIGHTS)
+    teacher_weights = files.sha256(teacher_dir / checkpoint.WEIGHTS)
     facts = {
         "seed": config["seed"],
-        "fingerprint": runs.fingerprint(runs.identity(config, "distill", dataset.sha256, teacher_weights)),
         "dataset_sha256": dataset.sha256,
         "teacher": {"run": str(teacher_dir), "weights_sha256": teacher_weights},
     }
-    with runs.recording(run_dir, config, **facts) as record:
+    depends = runs.identity(config, "distill", dataset.sha256, teacher_weights)
+    with recording(run_dir, config, depends, **facts) as record:
         precision.prepare_machine()
         teaching = Teaching(
             depends={

@@ -9,6 +9,7 @@ import numpy as np
 from kdrun import runs
 from kdrun.data import datasets
 from kdrun.errors import KdrunError
+from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.teachers import checkpoint
 from kdrun.training import metrics, precision
@@ -25,7 +26,7 @@ def evaluate(config: Mapping, run_dir: Path) -> dict:
     """
     evaluated = Path(config["run"])
     theirs = runs.read(evaluated)
-    with runs.recording(run_dir, config, evaluated=str(evaluated)) as record:
+    with recording(run_dir, config, evaluated=str(evaluated)) as record:
         damaged = runs.damaged(evaluated, theirs)
         if damaged:
             raise KdrunError(f"{evaluated}: {', '.join(damaged)} is not what run.json says it was. Files were changed.")

@@ -1,13 +1,15 @@
 """Teacher, student alone, distilled student, and how they compare."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from kdrun import runs, stages
+from kdrun import files, runs, stages
 from kdrun.data import datasets
+from kdrun.errors import InputError
+from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import tables
 from kdrun.teachers import answers, checkpoint
@@ -20,10 +22,23 @@ log = logging.getLogger(__name__)
 def pipeline(config: Mapping, run_dir: Path) -> dict:
     """Run, or find completed, the three training stages, then compare them on the test set."""
     dataset_sha256 = datasets.fingerprint(config["data"])
-    with runs.recording(run_dir, config, dataset_sha256=dataset_sha256) as record:
-        teacher_dir = _teacher(config, dataset_sha256)
+    depends = runs.pipeline_identity(config, dataset_sha256)
+    with recording(run_dir, config, depends, dataset_sha256=dataset_sha256) as record:
+        begun = record.setdefault("stages", {})  # each stage's run directory, for a pipeline that goes on
+
+        def run(stage: str, identity: Mapping) -> Path:
+            found = _good(begun.get(stage), identity) or _reusable(config, identity)
+            if found and runs.read(found)["status"] == "completed":
+                log.info("%s: reusing the completed run %s", stage, found)
+                return found
+            begun[stage] = str(found or runs.create(config["outputs"], stage))
+            update(run_dir, record)
+            stages.run({**config, "stage": stage}, Path(begun[stage]))
+            return Path(begun[stage])
+
+        teacher_dir = _teacher(config, dataset_sha256, run)
         config = {**config, "teacher": {**config["teacher"], "run": str(teacher_dir)}}
-        teacher_weights = runs.sha256(teacher_dir / checkpoint.WEIGHTS)
+        teacher_weights = files.sha256(teacher_dir / checkpoint.WEIGHTS)
         identities = {
             stage: runs.identity(config, stage, dataset_sha256, teacher_weights) for stage in ("student", "distill")
         }
@@ -33,28 +48,35 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
             answers.kept(config, teacher_dir, datasets.load(config["data"]))
         found = {"teacher": teacher_dir}
         for stage, identity in identities.items():
-            found[stage] = _run_or_reuse(config, identity)
+            found[stage] = run(stage, identity)
         rows = [_row(stage, path, found["teacher"]) for stage, path in found.items()]
         tables.comparison(rows)
         record["results"] = {"runs": rows}
         return record["results"]
 
 
-def _teacher(config: Mapping, dataset_sha256: str) -> Path:
+def _teacher(config: Mapping, dataset_sha256: str, run: Callable[[str, Mapping], Path]) -> Path:
     if config["teacher"]["run"] != "auto":
         return checkpoint.locate(config)
-    return _run_or_reuse(config, runs.identity(config, "teacher", dataset_sha256))
+    return run("teacher", runs.identity(config, "teacher", dataset_sha256))
 
 
-def _run_or_reuse(config: Mapping, identity: Mapping) -> Path:
-    stage = identity["stage"]
-    found = _reusable(config, identity)
-    if found:
-        log.info("%s: reusing the completed run %s", stage, found)
-        return found
-    run_dir = runs.create(config["outputs"], stage)
-    stages.run({**config, "stage": stage}, run_dir)
-    return run_dir
+def _good(begun: str | None, identity: Mapping) -> Path | None:
+    """The run directory in which a pipeline that goes on has begun a stage, if it can be used."""
+    if begun is None:
+        return None
+    try:
+        record = runs.read(begun)
+    except InputError as error:
+        log.warning("%s Beginning that stage anew", error)
+        return None
+    if record.get("fingerprint") != runs.fingerprint(identity):
+        log.warning("%s depends on something else than it did. Beginning that stage anew", begun)
+        return None
+    if record["status"] == "completed" and (changed := runs.damaged(Path(begun), record)):
+        log.warning("%s: %s is not what run.json says. Beginning that stage anew", begun, ", ".join(changed))
+        return None
+    return Path(begun)
 
 
 def _reusable(config: Mapping, identity: Mapping) -> Path | None:

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from kdrun import models, runs
+from kdrun import files, models, runs
 from kdrun.data import batches, datasets
+from kdrun.errors import InputError
+from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import figures
-from kdrun.training import loop, precision, schedules
+from kdrun.training import loop, precision, schedules, state
 from kdrun.training.inference import compiled_inference
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network, Teacher, kept
@@ -37,8 +39,8 @@ def student(config: Mapping, run_dir: Path) -> dict:
 def _supervised(config: Mapping, run_dir: Path, seed: int) -> dict:
     stage = config["stage"]
     dataset = datasets.load(config["data"])
-    fingerprint = runs.fingerprint(runs.identity(config, stage, dataset.sha256))
-    with runs.recording(run_dir, config, seed=seed, fingerprint=fingerprint, dataset_sha256=dataset.sha256) as record:
+    depends = runs.identity(config, stage, dataset.sha256)
+    with recording(run_dir, config, depends, seed=seed, dataset_sha256=dataset.sha256) as record:
         return train_network(config, run_dir, record, dataset, config[stage]["model"], seed)
 
 
@@ -69,9 +71,26 @@ def train_network(
     image_shape = (size, size, dataset.train.images.shape[3])
     steps_per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
     policy = precision.policy(config["precision"])
+    if record.get("precision", policy) != policy:
+        raise InputError(
+            f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {policy} here. "
+            "Go on where it began."
+        )
     network = _network(config, dataset, model_keys, image_shape, settings, policy, teaching)
     started, histograms = datetime.fromisoformat(record["started"]), config["tensorboard"]["histograms"]
-    with Monitor(run_dir, stage, started, settings.epochs, steps_per_epoch, settings.batch_size, histograms) as monitor:
+    for folder in ("checkpoints", "predictions"):
+        (run_dir / folder).mkdir(exist_ok=True)
+    with Monitor(
+        run_dir,
+        stage,
+        started,
+        settings.epochs,
+        steps_per_epoch,
+        settings.batch_size,
+        histograms,
+        OmegaConf.to_yaml(config),
+        _hyperparameters(config, seed),
+    ) as monitor:
         trainable = sum(v.shape.num_elements() for v in network.model.trainable_variables)
         record |= {
             "model": model_keys,
@@ -91,12 +110,14 @@ def train_network(
             settings.batch_size,
             run_dir,
         )
-        monitor.config(OmegaConf.to_yaml(config), _hyperparameters(config, seed))
-        results = loop.train(network, dataset, settings, run_dir, monitor)
+        record["room_needed"] = 3 * state.size(network)  # the last two training states, and the next one beside them
+        update(run_dir, record)
+        save_every = 60 * config["checkpoint"]["every_minutes"]
+        results = loop.train(network, dataset, settings, run_dir, monitor, save_every)
         pictures = figures.predictions(dataset.test, run_dir / "predictions" / "test.npz")
         monitor.final(results["test"], pictures)
         record["results"] = results
-        record["files"] = {name: runs.sha256(run_dir / name) for name in FILES}
+        record["files"] = {name: files.sha256(run_dir / name) for name in FILES}
     log.info(
         "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (best by validation), %.4f (last)",
         stage,

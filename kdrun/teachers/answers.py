@@ -12,7 +12,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import Progress
 
-from kdrun import runs
+from kdrun import files, runs
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset
 from kdrun.errors import KdrunError
@@ -35,7 +35,7 @@ def why_live(config: Mapping, dataset: Dataset) -> str:
     """The reason that they are not kept, for the log."""
     if config["teacher"]["cache"] == "off":
         return "teacher.cache=off"
-    room = cache.readable(cache.size(_shapes(config, dataset)))
+    room = files.readable(cache.size(_shapes(config, dataset)))
     return (
         f"augmentation shows it {_views(config)} views of each image; teacher.cache=on would keep its logits of all "
         f"({room}), after {_views(config)} passes over the training set"
@@ -55,7 +55,7 @@ def kept(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict[str, np.n
             ask = partial(_ask, once(partial(_teacher, config, teacher_dir, dataset)), config, dataset, bar)
             return cache.obtain(folder, depends(config, teacher_dir, dataset), shapes, ask)
     except OSError as error:
-        problem = f"{folder} cannot take the teacher's logits, {cache.readable(cache.size(shapes))} ({error.strerror})."
+        problem = f"{folder} cannot take the teacher's logits, {files.readable(cache.size(shapes))} ({error.strerror})."
         if config["teacher"]["cache"] == "auto":
             log.warning("teacher cache: %s Going on without it", problem)
             return None
@@ -75,7 +75,7 @@ def depends(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
     record = runs.read(teacher_dir)
     return {
         "format": cache.FORMAT,
-        "weights_sha256": runs.sha256(teacher_dir / checkpoint.WEIGHTS),
+        "weights_sha256": files.sha256(teacher_dir / checkpoint.WEIGHTS),
         "model": record["model"],
         "num_classes": record["num_classes"],
         "dataset_sha256": dataset.sha256,

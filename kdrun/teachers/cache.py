@@ -4,7 +4,6 @@ An entry is a folder named by the sha256 of everything that the logits depend on
 float32 logits for each split, in the split's order, read through memory maps. No TensorFlow in here.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -18,14 +17,13 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kdrun import runs
+from kdrun import files, manifest
 from kdrun.errors import KdrunError
 from kdrun.training import stopping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise when an entry would be written otherwise
-_MANIFEST = "manifest.json"
+FORMAT = 2  # raise when an entry would be written otherwise
 _NAME = re.compile(r"[0-9a-f]{32}(\.partial|\.damaged(-\d+)?)?")  # what is ours in a cache folder, locks aside
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,7 +32,7 @@ Ask = Callable[[str], Iterator[np.ndarray]]
 
 def key(depends: Mapping) -> str:
     """sha256 of everything that an entry's logits depend on, as plain values."""
-    return hashlib.sha256(_canonical(depends)).hexdigest()
+    return manifest.digest(depends)
 
 
 def size(shapes: Shapes) -> int:
@@ -57,7 +55,7 @@ def obtain(folder: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> dict[str
         with _locked(entry):
             found, problem = _read(entry, depends, shapes)
             if problem:
-                aside = _set_aside(entry)
+                aside = manifest.set_aside(entry)
                 log.warning("teacher cache: %s: %s. Set aside as %s; asking the teacher again", entry, problem, aside)
             if found is None:
                 _fill(entry, depends, shapes, ask)
@@ -65,7 +63,7 @@ def obtain(folder: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> dict[str
                 if found is None:
                     raise KdrunError(f"{entry}: {problem}, just after it was written. Is the disk failing?")
                 return found
-    log.info("teacher cache: the teacher's logits are in %s (%s)", entry, readable(size(shapes)))
+    log.info("teacher cache: the teacher's logits are in %s (%s)", entry, files.readable(size(shapes)))
     return found
 
 
@@ -86,14 +84,6 @@ def remove(entry: Path, splits: Sequence[str] = ("train", "validation", "test"))
             return True
     except Timeout:
         return False
-
-
-def readable(count: int) -> str:
-    """Bytes as a person says them."""
-    for unit, worth in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= worth:
-            return f"{count / worth:.1f} {unit}"
-    return f"{count} bytes"
 
 
 def _lock_path(entry: Path) -> Path:
@@ -119,21 +109,17 @@ def _read(entry: Path, depends: Mapping, shapes: Shapes) -> tuple[dict[str, np.n
     if not entry.exists():
         return None, None
     try:
-        manifest = json.loads((entry / _MANIFEST).read_text())
-        said = manifest.pop("manifest_sha256")
-        if said != hashlib.sha256(_canonical(manifest)).hexdigest():
-            return None, f"{_MANIFEST} was changed"
-        if manifest["depends"] != json.loads(_canonical(depends)):
+        if manifest.opened(entry)["depends"] != json.loads(json.dumps(depends)):
             return None, "it holds another teacher's logits"
         logits = {}
         for split, shape in shapes.items():
             path = entry / f"{split}.npy"
-            if runs.sha256(path) != manifest["files"][path.name]:
-                return None, f"{path.name} is not what {_MANIFEST} says"
             logits[split] = np.load(path, mmap_mode="r", allow_pickle=False)
             if logits[split].shape != tuple(shape) or logits[split].dtype != np.float32:
                 return None, f"{path.name} is {logits[split].dtype} {list(logits[split].shape)}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except manifest.Damaged as error:
+        return None, str(error)
+    except (OSError, ValueError, KeyError) as error:
         return None, f"it cannot be read ({error})"
     return logits, None
 
@@ -142,25 +128,19 @@ def _fill(entry: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> None:
     partial = entry.with_name(f"{entry.name}.partial")
     if partial.exists():  # of a kdrun that was killed: nobody else writes it while we hold the lock
         shutil.rmtree(partial)
-    log.info("teacher cache: asking the teacher, %s into %s", readable(size(shapes)), entry)
+    log.info("teacher cache: asking the teacher, %s into %s", files.readable(size(shapes)), entry)
     started = time.perf_counter()
     try:
         partial.mkdir()
         for split, shape in shapes.items():
             _write(partial / f"{split}.npy", shape, ask(split))
-        manifest = {
-            "depends": depends,
-            "files": {f"{split}.npy": runs.sha256(partial / f"{split}.npy") for split in shapes},
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-        manifest["manifest_sha256"] = hashlib.sha256(_canonical(manifest)).hexdigest()
-        runs.write_json(partial / _MANIFEST, manifest)
-        runs.flush(partial)
+        seconds = round(time.perf_counter() - started, 3)
+        manifest.seal(partial, {"depends": depends, "seconds": seconds})
         partial.rename(entry)
-        runs.flush(entry.parent)
+        files.flush(entry.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    log.info("teacher cache: filled %s in %.1f s", entry, manifest["seconds"])
+    log.info("teacher cache: filled %s in %.1f s", entry, seconds)
 
 
 def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> None:
@@ -178,16 +158,3 @@ def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> 
         if (given := file.tell()) != end:
             raise RuntimeError(f"The teacher gave {given} bytes for a file of {end}")
         os.fsync(file.fileno())
-
-
-def _set_aside(entry: Path) -> Path:
-    number, aside = 1, entry.with_name(f"{entry.name}.damaged")
-    while aside.exists():
-        number += 1
-        aside = entry.with_name(f"{entry.name}.damaged-{number}")
-    entry.rename(aside)
-    return aside
-
-
-def _canonical(value: Mapping) -> bytes:
-    return json.dumps(value, sort_keys=True).encode()

@@ -15,7 +15,8 @@ WEIGHTS = "checkpoints/best.weights.h5"
 
 
 # Overrides that a teacher does not depend on: the command that makes one goes without them.
-_NOT_THE_TEACHERS = ("stage=", "temperature=", "alpha=", "objective", "student.", "distill.", "model@student", "hydra")
+_NOT_THE_TEACHERS = ("stage=", "resume=", "temperature=", "alpha=", "objective")
+_NOT_THE_TEACHERS += ("student.", "distill.", "model@student", "hydra")
 
 
 def locate(config: Mapping, overrides: Sequence[str] = ()) -> Path:

@@ -3,6 +3,7 @@
 Ours because `fit` can neither resume in mid-epoch, nor stop at a signal between steps, nor say why a loss diverged.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +14,19 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kdrun import runs
+from kdrun import files
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset, Split
-from kdrun.errors import Diverged
+from kdrun.errors import Diverged, Stopped
 from kdrun.objectives.soft_targets import cross_entropy
-from kdrun.training import metrics, schedules, stopping
+from kdrun.training import metrics, schedules, state, stopping
 from kdrun.training.inference import logits
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network, Teacher
 from kdrun.training.optimizers import FlatOptimizer
 from kdrun.training.preprocessing import augment, prepare
+
+log = logging.getLogger(__name__)
 
 _SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
 STEP_METRICS = ("loss", "cross_entropy", "distillation_loss", "accuracy")
@@ -43,51 +46,113 @@ class Settings(NamedTuple):
     alpha: float
 
 
+class Progress:
+    """Where a training run is, beside what the network's variables hold."""
+
+    def __init__(self):
+        self.step = 0  # steps done
+        self.epochs = 0  # epochs validated
+        self.sums = [0.0] * len(STEP_METRICS)  # of the step metrics, since the last validation
+        self.best: dict | None = None  # the validation metrics, with their epoch, of the best weights so far
+        self.last: dict | None = None  # the same of the last epoch
+
+    def add(self, rows: np.ndarray) -> None:
+        """Steps were done. Added one by one: how many come in one call must not show in a sum's last bits."""
+        for row in rows.astype(np.float64).tolist():
+            self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
+        self.step += len(rows)
+
+
 def train(
     network: Network,
     dataset: Dataset,
     settings: Settings,
     run_dir: Path,
     monitor: Monitor,
+    save_every: float,
 ) -> dict:
     """Train `network` on labels, and on its teacher if there is one; returns what run.json calls results.
 
-    Writes checkpoints/best.weights.h5 (lowest validation cross-entropy) and last.weights.h5 below `run_dir`, and
-    predictions/test.npz with both's logits on the test set, which is looked at once, here at the end. Raises Diverged
-    when the loss is not finite.
+    Goes on from the training state in `run_dir`, if there is one, as if it had never stopped. States are saved after
+    every epoch, every `save_every` seconds and when a signal asks for it. Writes checkpoints/best.weights.h5 (lowest
+    validation cross-entropy) and last.weights.h5, and predictions/test.npz with both's logits on the test set, which
+    is looked at once, here at the end. Raises Diverged when the loss is not finite, Stopped when a signal asks for it.
     """
     teacher = network.teacher
     per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
     total = per_epoch * settings.epochs
-    weights = {name: run_dir / "checkpoints" / f"{name}.weights.h5" for name in ("best", "last")}
-    best = best_weights = None
-    for epoch in range(1, settings.epochs + 1):
-        sums = np.zeros(len(STEP_METRICS))
-        monitor.epoch_started()
-        for step, rows in _epoch(network, settings, epoch, len(dataset.train.labels)):
-            _check_finite("loss", rows[:, 0], step, epoch, weights["best"])
-            sums += rows.sum(axis=0, dtype=np.float64)
-            monitor.steps(rows[-1], len(rows))
-        measured = dict(zip(STEP_METRICS, (sums / per_epoch).tolist(), strict=True))
-        if teacher is None:
-            del measured["distillation_loss"]
-        validation_logits = logits(network.infer, dataset.validation.images)
-        validation = metrics.evaluate(validation_logits, dataset.validation.labels, teacher and teacher.validation)
-        _check_finite("validation cross-entropy", [validation["cross_entropy"]], step, epoch, weights["best"])
-        runs.write_with(weights["last"], network.model.save_weights)
-        if best is None or validation["cross_entropy"] < best["cross_entropy"]:
-            best = {"epoch": epoch, **validation}
-            best_weights = network.weights()
-            runs.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
-        rate = schedules.learning_rates(settings.optimizer, epoch * per_epoch - 1, 1, per_epoch, total)[0]
-        monitor.epoch(epoch, float(rate), measured, validation, best["epoch"], network.model)
-    last = {"epoch": settings.epochs, **validation}
+    folder = run_dir / "checkpoints"
+    weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
+    progress, best_weights = _restored(network, folder, weights, per_epoch, monitor)
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        validated = progress.step < per_epoch * (progress.epochs + 1)
+        values = {"progress": vars(progress), "monitor": monitor.progress()}
+        state.save(folder, progress.step, validated, network, weights["best"] if progress.best else None, values)
+        saved = time.monotonic()
+
+    try:
+        while progress.epochs < settings.epochs:
+            epoch = progress.epochs + 1
+            monitor.pause_ended()
+            for rows in _steps(network, settings, progress.step, epoch * per_epoch, len(dataset.train.labels)):
+                _check_finite("loss", rows[:, 0], progress.step, epoch, weights["best"])
+                progress.add(rows)
+                monitor.steps(rows[-1], len(rows))
+                if stopping.save_asked() or time.monotonic() - saved > save_every:
+                    save()
+                    log.info("saved a training state at step %d", progress.step)
+                    monitor.pause_ended()
+            measured = {name: value / per_epoch for name, value in zip(STEP_METRICS, progress.sums, strict=True)}
+            if teacher is None:
+                del measured["distillation_loss"]
+            validation_logits = logits(network.infer, dataset.validation.images)
+            validation = metrics.evaluate(validation_logits, dataset.validation.labels, teacher and teacher.validation)
+            cross_entropy_ = validation["cross_entropy"]
+            _check_finite("validation cross-entropy", [cross_entropy_], progress.step - 1, epoch, weights["best"])
+            files.write_with(weights["last"], network.model.save_weights)
+            progress.last = {"epoch": epoch, **validation}
+            if progress.best is None or cross_entropy_ < progress.best["cross_entropy"]:
+                progress.best = progress.last
+                best_weights = network.weights()
+                files.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
+            progress.epochs, progress.sums = epoch, [0.0] * len(STEP_METRICS)
+            rate = schedules.learning_rates(settings.optimizer, progress.step - 1, 1, per_epoch, total)[0]
+            monitor.epoch(epoch, float(rate), measured, validation, progress.best["epoch"], network.model)
+            save()
+    except Stopped:
+        save()
+        raise
+    same = progress.best["epoch"] == progress.last["epoch"]
     return {
         "steps": total,
         **monitor.speed(),
-        "validation": {"best": best, "last": last},
-        "test": _test(network, None if best["epoch"] == last["epoch"] else best_weights, dataset, run_dir),
+        "validation": {"best": progress.best, "last": progress.last},
+        "test": _test(network, None if same else best_weights, dataset, run_dir),
     }
+
+
+def _restored(
+    network: Network, folder: Path, weights: Mapping[str, Path], per_epoch: int, monitor: Monitor
+) -> tuple[Progress, list[np.ndarray] | None]:
+    """Where training goes on, and the best weights so far; files, too, are put back to what they were then."""
+    progress, best_weights = Progress(), None
+    found = state.newest(folder)
+    values = found.values if found else None
+    monitor.start(values and values["monitor"])
+    if found:
+        vars(progress).update(values["progress"])
+        if found.best:
+            network.model.load_weights(found.best)
+            best_weights = network.weights()
+            files.write_with(weights["best"], partial(shutil.copyfile, found.best))
+        state.read(found, network)
+        if progress.epochs and progress.step == progress.epochs * per_epoch:
+            files.write_with(weights["last"], network.model.save_weights)
+        log.info("going on after step %d, with %d epochs done", progress.step, progress.epochs)
+    return progress, best_weights
 
 
 def compiled_steps(model, optimizer: FlatOptimizer, split: Split, settings: Settings, teacher: Teacher | None):
@@ -130,11 +195,10 @@ def compiled_steps(model, optimizer: FlatOptimizer, split: Split, settings: Sett
     return run_steps
 
 
-def _epoch(network: Network, settings: Settings, epoch: int, size: int) -> Iterator:
-    """Run an epoch in calls of about _SECONDS_PER_CALL; yields each call's first step (0-based) and its metrics."""
+def _steps(network: Network, settings: Settings, step: int, end: int, size: int) -> Iterator[np.ndarray]:
+    """Take the steps from `step` (0-based) to below `end`, in calls of about _SECONDS_PER_CALL; yields the metrics."""
     per_epoch = batches.steps_per_epoch(size, settings.batch_size)
-    views = batches.view_count(settings.jitter, settings.flip)
-    step, end, count = (epoch - 1) * per_epoch, epoch * per_epoch, 1
+    views, count = batches.view_count(settings.jitter, settings.flip), 1
     while step < end:
         stopping.check()
         started = time.perf_counter()
@@ -146,7 +210,7 @@ def _epoch(network: Network, settings: Settings, epoch: int, size: int) -> Itera
             answers = network.teacher.train[chosen, indices]
         else:
             answers = np.empty((count, settings.batch_size, 0), np.float32)
-        yield step, network.run_steps(indices, chosen, hyper, answers).numpy()
+        yield network.run_steps(indices, chosen, hyper, answers).numpy()
         step += count
         affordable = int(_SECONDS_PER_CALL * count / (time.perf_counter() - started))
         count = min(max(1, affordable), 2 * count, max(1, end - step))
@@ -175,7 +239,7 @@ def _test(network: Network, best_weights, dataset: Dataset, run_dir: Path) -> di
         network.set_weights(best_weights)
         test["best"] = logits(network.infer, dataset.test.images)
     predictions = {"labels": dataset.test.labels, "logits": test["best"], "last_logits": test["last"]}
-    runs.write_with(run_dir / "predictions" / "test.npz", lambda name: np.savez(name, **predictions))
+    files.write_with(run_dir / "predictions" / "test.npz", lambda name: np.savez(name, **predictions))
     return {
         name: metrics.evaluate(test[name], dataset.test.labels, network.teacher and network.teacher.test)
         for name in ("best", "last")

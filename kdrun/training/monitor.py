@@ -3,18 +3,20 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.histogram.summary import histogram_pb
 from tensorboard.plugins.hparams import api as hparams
 
-from kdrun import runs
+from kdrun import files
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +33,18 @@ class Monitor:
         steps_per_epoch: int,
         batch_size: int,
         histograms: bool,
+        config_text: str,
+        hyperparameters: Mapping,
     ):
         self._started = started
         self._run_dir, self._title, self._epochs, self._batch_size = run_dir, title, epochs, batch_size
         self._steps_per_epoch, self._histograms = steps_per_epoch, histograms
+        self._config_text, self._hyperparameters = config_text, dict(hyperparameters)
         self._lines: list[dict] = []
-        self._writers = {
-            name: tf.summary.create_file_writer(str(run_dir / "tensorboard" / name))
-            for name in ("train", "validation", "test")
-        }
+        self._writers = {}
         self._call_ended = time.perf_counter()
-        self._first_step: datetime | None = None
+        self._first_step = self._last_step = None
+        self._compiled = False  # whether this process has done its first call of the compiled step
         self._training_seconds, self._steady_seconds, self._steady_steps, self._steps = 0.0, 0.0, 0, 0
 
     def __enter__(self) -> "Monitor":
@@ -65,12 +68,45 @@ class Monitor:
         for writer in self._writers.values():
             writer.close()
 
-    def config(self, config_text: str, hyperparameters: Mapping) -> None:
-        """Show the config as text, and the run in the HParams tab."""
-        with self._writers["train"].as_default(step=0):
-            tf.summary.text("config", "```yaml\n" + config_text + "\n```")
-        with self._writers["test"].as_default(step=0):
-            hparams.hparams(dict(hyperparameters), trial_id=self._run_dir.name)
+    def start(self, before: Mapping | None) -> None:
+        """Open the curves: a run's own from the first step on, or as they were when `progress` gave `before`.
+
+        Config and hyperparameters are shown as text and in the HParams tab.
+        """
+        if before:
+            self._lines = before["lines"]
+            for name in ("training_seconds", "steady_seconds", "steady_steps", "steps"):
+                setattr(self, f"_{name}", before[name])
+            for name in ("first_step", "last_step"):
+                setattr(self, f"_{name}", before[name] and datetime.fromisoformat(before[name]))
+            self._write_lines()
+            self._bar.update(self._task, completed=self._steps)
+        # what came after the last epoch in there comes again; the test set's come at the very end, all at once
+        epoch = self._lines[-1]["step"] if self._lines else 0
+        kept = {"train": epoch, "validation": epoch, "test": 0} if before else {}
+        for split in ("train", "validation", "test"):
+            folder = self._run_dir / "tensorboard" / split
+            _cut_events(folder, kept.get(split, -1))
+            self._writers[split] = tf.summary.create_file_writer(str(folder))
+        if not before:
+            with self._writers["train"].as_default(step=0):
+                tf.summary.text("config", "```yaml\n" + self._config_text + "\n```")
+            with self._writers["test"].as_default(step=0):
+                hparams.hparams(self._hyperparameters, trial_id=self._run_dir.name)
+            for writer in self._writers.values():
+                writer.flush()
+
+    def progress(self) -> dict:
+        """What `start` needs to go on from here in another process, as plain values."""
+        return {
+            "lines": self._lines,
+            "training_seconds": self._training_seconds,
+            "steady_seconds": self._steady_seconds,
+            "steady_steps": self._steady_steps,
+            "steps": self._steps,
+            "first_step": self._first_step and self._first_step.isoformat(),
+            "last_step": self._last_step and self._last_step.isoformat(),
+        }
 
     def steps(self, latest, count: int) -> None:
         """`count` steps are done; `latest` holds the last one's loss, cross-entropy, distillation loss and accuracy."""
@@ -78,9 +114,10 @@ class Monitor:
         seconds, self._call_ended = now - self._call_ended, now
         if self._first_step is None:
             self._first_step = datetime.now(UTC)
-        else:
+        if self._compiled:
             self._steady_seconds += seconds
             self._steady_steps += count
+        self._compiled = True
         self._training_seconds += seconds
         self._steps += count
         if self._steps == self._epochs * self._steps_per_epoch:
@@ -88,7 +125,7 @@ class Monitor:
         shown = f"loss {latest[0]:.4f}, accuracy {latest[3]:.3f}, {self._rate():,.0f} images/s"
         self._bar.update(self._task, completed=self._steps, shown=shown)
 
-    def epoch_started(self) -> None:
+    def pause_ended(self) -> None:
         """What happened since the last step was not training."""
         self._call_ended = time.perf_counter()
 
@@ -107,8 +144,7 @@ class Monitor:
                         pictured.MergeFrom(histogram_pb(weight.name, weight.numpy()))
                     tf.summary.experimental.write_raw_pb(pictured.SerializeToString(), step)
             self._writers[split].flush()
-        text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        runs.write_with(self._run_dir / "metrics.jsonl", lambda name: Path(name).write_text(text))
+        self._write_lines()
         log.info(
             "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation cross-entropy %.4f  accuracy %.4f%s  |  "
             "%s images/s%s",
@@ -145,8 +181,35 @@ class Monitor:
             "last_step": self._last_step.isoformat(timespec="microseconds"),
         }
 
+    def _write_lines(self) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        files.write_with(self._run_dir / "metrics.jsonl", lambda name: Path(name).write_text(text))
+
     def _rate(self) -> float:
         seconds, steps = self._steady_seconds, self._steady_steps
         if not steps:
             seconds, steps = self._training_seconds, self._steps
         return steps * self._batch_size / seconds if seconds else 0.0
+
+
+def _cut_events(folder: Path, step: int) -> None:
+    """Take what came after `step` out of a folder's event files; a file of which nothing is left is removed."""
+    files.remove_leftovers(folder)
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        kept = []
+        try:
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                if event_pb2.Event.FromString(record).step <= step:
+                    kept.append(record)
+        except tf.errors.DataLossError:  # its last record was being written when the process was killed
+            pass
+        if step < 0 or not kept:
+            path.unlink()
+            continue
+        files.write_with(path, partial(_write_events, kept))
+
+
+def _write_events(records: Sequence[bytes], path: str) -> None:
+    with tf.io.TFRecordWriter(path) as writer:
+        for record in records:
+            writer.write(record)

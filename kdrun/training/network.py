@@ -62,6 +62,11 @@ class Network:
         _assign(self.optimizer.state, self._fresh_optimizer)
         self.optimizer.reload()
 
+    @property
+    def state(self) -> list[tf.Variable]:
+        """All variables that the next step depends on: weights, random generators, what the optimizer remembers."""
+        return [*_state(self.model), *self.optimizer.state]
+
     def weights(self) -> list[np.ndarray]:
         """A copy of the model's weights."""
         return _values(self.model.variables)

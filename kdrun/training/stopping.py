@@ -1,4 +1,4 @@
-"""Signals end a run between two steps, not in the middle of one."""
+"""Signals end a run between two steps, not in the middle of one; SIGUSR1 only has its state saved."""
 
 import signal
 from collections.abc import Iterator
@@ -6,7 +6,9 @@ from contextlib import contextmanager
 
 from kdrun.errors import Stopped
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
+_save_asked: list[int] = []
 
 
 @contextmanager
@@ -18,7 +20,8 @@ def on_signals() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = dict.fromkeys(_STOPPING, ask) | {signal.SIGUSR1: lambda number, frame: _save_asked.append(number)}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
@@ -31,3 +34,10 @@ def check() -> None:
     if _received:
         number = _received.pop()
         raise Stopped(number, f"Stopped by {signal.Signals(number).name}.")
+
+
+def save_asked() -> bool:
+    """Whether SIGUSR1 has come since this was asked last."""
+    asked = bool(_save_asked)
+    _save_asked.clear()
+    return asked

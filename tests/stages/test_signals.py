@@ -27,6 +27,7 @@ def test_a_signal_ends_a_run_between_steps_and_is_recorded(number, exit_code, tm
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == exit_code
-    assert said == f"kdrun: Stopped by {number.name}.\n"
     (run_json,) = tmp_path.glob("out/student/*/run.json")
+    run_dir = run_json.parent
+    assert said == f"kdrun: Stopped by {number.name}. Go on with: kdrun resume={run_dir}\n"
     assert json.loads(run_json.read_text())["status"] == "interrupted"

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from kdrun.cli import main
+from kdrun.manifest import sealed
 
 SMALL = ["experiment=quick", "epochs=3", "data.train_size=1280", "data.validation_size=256", "data.test_size=200"]
+
+
+STATE = ("manifest.json", "variables.index", "variables.data-00000-of-00001", "best.weights.h5")
 
 
 def run_dirs(outputs: Path, stage: str) -> list[Path]:
@@ -64,6 +68,7 @@ def test_a_run_directory_holds_what_the_design_lists(trained):
             "checkpoints/best.weights.h5",
             "checkpoints/last.weights.h5",
             "predictions/test.npz",
+            *(f"checkpoints/state-{step}/{name}" for step in (20, 30) for name in STATE),
         }
 
 
@@ -227,7 +232,7 @@ def test_evaluate_agrees_with_a_run_and_notices_when_it_should_not(trained, tmp_
     assert main(arguments) == 0
     record = record_of(copy)
     record["results"]["test"]["last"]["cross_entropy"] += 1e-3
-    (copy / "run.json").write_text(json.dumps(record))
+    (copy / "run.json").write_text(json.dumps(sealed(record)))
     assert main(arguments) == 1
     assert "the last weights do not give the test metrics of run.json (cross_entropy)" in capsys.readouterr().err
     shutil.copy(trained["student"] / "checkpoints" / "best.weights.h5", copy / "checkpoints" / "best.weights.h5")

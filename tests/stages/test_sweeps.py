@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from held import bits
 
 from kdrun import stages, startup
 from kdrun.cli import main
@@ -69,20 +70,6 @@ def alone(job: Path) -> Path:
     run_dir.mkdir()
     stages.run(json.loads((job / "run.json").read_text())["config"], run_dir)
     return run_dir
-
-
-def bits(run_dir: Path) -> dict[str, bytes]:
-    """Everything that a run has come to: predictions, metrics, best and last weights."""
-    import h5py
-
-    held = {name: (run_dir / name).read_bytes() for name in ("predictions/test.npz", "metrics.jsonl")}
-    for name in ("best", "last"):
-        with h5py.File(run_dir / f"checkpoints/{name}.weights.h5") as file:
-            datasets = []
-            file.visititems(lambda _, item, into=datasets: into.append(item) if hasattr(item, "dtype") else None)
-            held |= {f"{name} {item.name}": item[()].tobytes() for item in datasets}
-    assert len(held) > 4
-    return held
 
 
 def test_every_job_has_the_bits_that_it_has_alone_and_one_trace_serves_them_all(teacher, counting, tmp_path):

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from kdrun.cli import main
 from kdrun.errors import KdrunError, Stopped
+from kdrun.manifest import sealed
 from kdrun.teachers import cache
 
 # What is kept: obtain, with plain functions instead of a teacher
@@ -120,10 +121,8 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path, said):
 def resealed(entry: Path) -> None:
     """Have the manifest agree with the files as they are now, as if they had been written like this."""
     manifest = json.loads((entry / "manifest.json").read_text())
-    del manifest["manifest_sha256"]
     manifest["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in entry.glob("*.npy")}
-    manifest["manifest_sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (entry / "manifest.json").write_text(json.dumps(manifest))
+    (entry / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 class Trap:
@@ -160,7 +159,7 @@ NPY_DAMAGE = {
     "another shape": lambda file: np.save(file, LOGITS[file.stem][:1]),
     "another entry's": of_another_entry,
 }
-MANIFESTS = ["", "[]", "{}", "null", "{", '"text"', '{"manifest_sha256": 1}', "[" * 100_000]
+MANIFESTS = ["", "[]", "{}", "null", "{", '"text"', '{"sealed_sha256": 1}', "[" * 100_000]
 
 
 @pytest.mark.parametrize(
@@ -433,7 +432,7 @@ def pipeline(tmp_path_factory):
     """A finished pipeline's folder, and what it printed."""
     place = tmp_path_factory.mktemp("pipeline")
     with (place / "said").open("w+") as said, redirect_stdout(said):
-        assert main([*SMALL, "epochs=2", f"outputs={place / 'outputs'}", f"hydra.run.dir={place / 'run'}"]) == 0
+        assert main([*SMALL, "epochs=2", f"outputs={place / 'outputs'}", f"hydra.run.dir={place / 'outputs/run'}"]) == 0
     return place, (place / "said").read_text()
 
 
@@ -461,7 +460,7 @@ def entries(outputs: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def given(pipeline) -> dict:
     """A config, as stages are given it."""
-    return record_of(pipeline[0] / "run")["config"]
+    return record_of(pipeline[0] / "outputs/run")["config"]
 
 
 def key_of(config: dict, run_dir: Path, changes: dict | None = None) -> str:
@@ -558,7 +557,7 @@ def another_teacher(teacher: Path, place: Path, value: float) -> Path:
         file.visititems(lambda _, item: arrays.append(item) if hasattr(item, "dtype") and item.ndim == 2 else None)
         arrays[-1][0, 0] = value
     record["files"]["checkpoints/best.weights.h5"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    (place / "run.json").write_text(json.dumps(record))
+    (place / "run.json").write_text(json.dumps(sealed(record)))
     return place
 
 
@@ -566,7 +565,7 @@ def test_the_key_depends_on_every_weight_and_on_the_model(given, teacher, tmp_pa
     keys = [key_of(given, teacher), key_of(given, another_teacher(teacher, tmp_path / "weight", 1e-3))]
     for number, change in enumerate(({"model": {"name": "convnet", "filters": [8, 4]}}, {"num_classes": 11})):
         shutil.copytree(teacher, tmp_path / str(number))
-        (tmp_path / str(number) / "run.json").write_text(json.dumps(record_of(teacher) | change))
+        (tmp_path / str(number) / "run.json").write_text(json.dumps(sealed(record_of(teacher) | change)))
         keys.append(key_of(given, tmp_path / str(number)))
     shutil.copytree(teacher, tmp_path / "copy")
     assert key_of(given, tmp_path / "copy") == keys[0]
@@ -792,7 +791,7 @@ def test_clearing_lists_first_and_then_deletes_only_what_is_the_caches(tmp_path,
 def test_clearing_what_a_killed_process_left_in_the_middle_of_its_manifest(tmp_path):
     folder = tmp_path / "cache"
     partial = filled(folder).rename(folder / f"{cache.key(DEPENDS)[:32]}.partial")
-    (partial / "manifest.json").rename(partial / f".{'0' * 32}.manifest.json")  # as runs.write_with names it
+    (partial / "manifest.json").rename(partial / f".{'0' * 32}.manifest.json")  # as files.write_with names it
     arguments = ["stage=cache", "cache.clear=true", "cache.yes=true", f"cache_dir={folder}"]
     assert main([*arguments, f"outputs={tmp_path / 'outputs'}"]) == 0
     assert names(folder) == []

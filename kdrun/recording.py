@@ -1,0 +1,234 @@
+"""The record of a run while it is written: run.json, its lock and heartbeat, kdrun.log, and how the run ended.
+
+No TensorFlow in here.
+"""
+
+import errno
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from kdrun import files, manifest, runs
+from kdrun.errors import Diverged, InputError, KdrunError, Stopped, resume_command
+
+log = logging.getLogger(__name__)
+
+FOLDERS = (".hydra", "checkpoints", "predictions")  # of a run directory, that files are written into
+_WRITING = threading.Lock()  # of run.json: the heartbeat is another thread's
+_PACKAGES = ("tensorflow", "tf-keras", "adabelief-tf", "numpy", "hydra-core")
+
+
+@contextmanager
+def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **facts) -> Iterator[dict]:
+    """Keep run.json while a stage runs: `running` with a heartbeat at first, then how it ended.
+
+    Yields the record; what the stage puts under `results` is written when it ends. The log goes to kdrun.log.
+    `depends` is the run's identity. With a `resume` in the config, a run that is in the directory already goes on.
+    Raises InputError when there is one otherwise, when it depends on something else, or is another process's;
+    KdrunError when the disk has no room left, or the directory was deleted meanwhile.
+    """
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=1)  # a moment: somebody may just be looking whether it is held
+    except Timeout as error:
+        raise InputError(f"{run_dir} is being written by another kdrun. Choose another directory.") from error
+    try:
+        try:
+            record = _begun(run_dir, config, depends, facts)
+            update(run_dir, record)
+        except OSError as error:
+            raise _explained(error, run_dir, {}) from error
+        try:
+            with _beating(run_dir), _logged(run_dir):
+                yield record
+            record["status"] = "completed"
+        except BaseException as error:
+            stopped = isinstance(error, Stopped | KeyboardInterrupt)
+            record["status"] = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
+            record["error"] = f"{type(error).__name__}: {error}"
+            if isinstance(error, Stopped) and depends:
+                error.run_dir = run_dir
+            explained = _explained(error, run_dir, record)
+            if explained is error:
+                raise
+            raise explained from error
+        finally:
+            record["finished"] = _now()
+            try:
+                update(run_dir, record)
+            except OSError as error:  # disk full or folder gone: `running` without a process says enough, unless
+                if record["status"] == "completed":
+                    raise _explained(error, run_dir, record) from error
+    finally:
+        lock.release()
+
+
+def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mapping) -> dict:
+    """The record of a run that begins, or goes on."""
+    before = {}
+    if config.get("resume") is None:
+        runs.check_unused(run_dir)
+    elif (run_dir / "run.json").exists():
+        before = runs.read(run_dir)
+        if before["status"] == "completed":  # by another process, while this one was starting
+            raise InputError(f"{run_dir} was completed meanwhile; there is nothing left to do.")
+        began = before.get("identity") or {}
+        changed = [key for key, value in (depends or {}).items() if began.get(key) != value and key != "epochs"]
+        if changed:
+            raise InputError(
+                f"{run_dir} cannot go on: {', '.join(changed)} changed since it began. Put it back, or start a new run."
+            )
+        if depends and "epochs" in depends:
+            depends = _grown(began, depends)
+        for folder in (run_dir, *(run_dir / name for name in FOLDERS)):
+            files.remove_leftovers(folder)
+    environment = _environment()
+    for package, found in environment["packages"].items() if before else ():
+        if found != before.get("packages", {}).get(package):
+            log.warning("going on with another %s, %s: bits may differ from an uninterrupted run's", package, found)
+    record = {
+        **{key: value for key, value in before.items() if key not in ("error", "finished")},
+        "stage": config["stage"],
+        "status": "running",
+        **facts,
+        **({"fingerprint": runs.fingerprint(depends), "identity": depends} if depends else {}),
+        **environment,
+        "started": before.get("started") or _now(),
+        "config": config,
+    }
+    if before:
+        record["resumed"] = [*before.get("resumed", []), _now()]
+    saved = run_dir / ".hydra" / "config.yaml"
+    if not saved.exists():  # a stage of a pipeline: Hydra has written the pipeline's
+        saved.parent.mkdir(exist_ok=True)
+        files.write_with(saved, lambda name: OmegaConf.save(config, name))
+    return record
+
+
+def _grown(began: Mapping, depends: Mapping) -> Mapping:
+    """The identity of a run that goes on, perhaps for more epochs than it began with."""
+    before, now, schedule = began["epochs"], depends["epochs"], depends["optimizer"]["schedule"]
+    grown = began.get("grown_from", [])
+    if before != now and schedule == "constant":
+        log.info("%d epochs instead of %d: at a constant learning rate all is as if begun with %d", now, before, now)
+    elif before != now:
+        grown = [*grown, before]  # no longer the run that it would have been from its beginning
+        log.warning(
+            "%d epochs instead of %d: the %s schedule is stretched over all %d from here on, so the learning rate "
+            "jumps up, and the result is not that of a run begun with %d",
+            *(now, before, schedule, now, now),
+        )
+    return {**depends, "grown_from": grown} if grown else depends
+
+
+def update(run_dir: Path, record: Mapping) -> None:
+    """Write a running stage's record as it is now."""
+    with _WRITING:
+        files.write_json(run_dir / "run.json", manifest.sealed({**record, "heartbeat": _now()}))
+
+
+@contextmanager
+def _beating(run_dir: Path) -> Iterator[None]:
+    """Renew the heartbeat in run.json every now and then."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(runs.HEARTBEAT_SECONDS):
+            with _WRITING, suppress(OSError, ValueError, manifest.Damaged):  # a full disk is for the stage to notice
+                record = manifest.unsealed(json.loads((run_dir / "run.json").read_text()))
+                files.write_json(run_dir / "run.json", manifest.sealed({**record, "heartbeat": _now()}))
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class _LogFile(logging.FileHandler):
+    """kdrun.log; a full disk is for the stage to notice, not for every line of the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+@contextmanager
+def _logged(run_dir: Path) -> Iterator[None]:
+    """kdrun's log goes to kdrun.log, and at last the error that ended the run."""
+    handler = _LogFile(run_dir / "kdrun.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("kdrun").addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        trace = None if isinstance(error, KdrunError) else (type(error), error, error.__traceback__)
+        said = f"{type(error).__name__}: {error}"
+        handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, said, (), trace))
+        raise
+    finally:
+        logging.getLogger("kdrun").removeHandler(handler)
+        with suppress(OSError):  # its last lines find no room
+            handler.close()
+
+
+def _explained(error: BaseException, run_dir: Path, record: Mapping) -> BaseException:
+    """A full disk, or a directory that is gone, in words; any other error as it is."""
+    if isinstance(error, KdrunError) or not isinstance(error, Exception):
+        return error
+    # TensorFlow may have made the folder again, for a file that it was about to write
+    if not run_dir.is_dir() or (record and not (run_dir / "run.json").exists()):
+        return KdrunError(f"{run_dir} is gone: somebody deleted it while kdrun was writing it. Start the run again.")
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full):
+        free, needed = shutil.disk_usage(run_dir).free, record.get("room_needed")
+        said = f" and about {files.readable(needed)} are needed" if needed else ""
+        return KdrunError(
+            f"{run_dir} cannot be written: the disk is full, or a limit on the size of files is reached. "
+            f"{files.readable(free)} are free{said}. What was saved before is good. Make room, then go on with: "
+            f"{resume_command(run_dir)}"
+        )
+    return error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _environment() -> dict:
+    package = Path(__file__).parent
+    git = ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        # only where kdrun itself is tracked: an installed copy inside somebody's repository has no commit
+        tracked = (
+            subprocess.run([*git[:3], "ls-files", "--error-unmatch", "runs.py"], capture_output=True).returncode == 0
+        )
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if tracked else None
+    except OSError:
+        commit = None
+    return {
+        "packages": {name: version(name) for name in _PACKAGES},
+        "git_commit": commit,
+        "host": {
+            "name": platform.node(),
+            "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+        },
+        "pid": os.getpid(),
+    }

@@ -1,0 +1,106 @@
+"""Training states on disk: all that the rest of a training run depends on, so that it can go on with the same bits.
+
+A state is a folder checkpoints/state-<step>/ of a run: a tf.train.Checkpoint of the network's variables, the best
+weights so far, and a sealed manifest with where training is. The last two are kept.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from kdrun import files, manifest
+from kdrun.errors import KdrunError
+from kdrun.training.network import Network
+
+log = logging.getLogger(__name__)
+
+_KEPT = 2
+_NAME = re.compile(r"state-(\d+)(-unvalidated)?")
+_VARIABLES, _BEST = "variables", "best.weights.h5"
+
+
+def save(folder: Path, step: int, validated: bool, network: Network, best: Path | None, progress: Mapping) -> Path:
+    """Write a state below `folder` and let go of all but the last two; all of it is on disk afterwards.
+
+    `progress` are plain values, and `best` the file of the best weights so far. A state after an epoch's last step and
+    before its validation has a name of its own.
+    """
+    state = folder / f"state-{step}{'' if validated else '-unvalidated'}"
+    if state.exists():  # saved before this process took it up: the same bits
+        return state
+    written = files.temporary_name(state)
+    try:
+        written.mkdir()
+        _checkpoint(network).write(str(written / _VARIABLES))
+        if best:
+            shutil.copyfile(best, written / _BEST)
+        manifest.seal(written, progress)
+        written.rename(state)
+        files.flush(folder)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    try:
+        manifest.opened(state)  # nothing older goes before this one is known to be good
+    except manifest.Damaged as error:
+        raise KdrunError(f"{state}: {error}, just after it was written. Is the disk failing?") from error
+    for older in _states(folder)[_KEPT:]:
+        shutil.rmtree(older)
+    return state
+
+
+class Found(NamedTuple):
+    """A state that is good: its folder, the values saved with it, and the file of the best weights, where there is."""
+
+    folder: Path
+    values: dict
+    best: Path | None
+
+
+def newest(folder: Path) -> Found | None:
+    """The newest good state below `folder`; None where no state was ever saved.
+
+    A damaged one is set aside under another name, with a warning, and the one before it is taken. Raises KdrunError
+    when there were states and none is good.
+    """
+    for found in _states(folder):
+        try:
+            values = manifest.opened(found)
+        except manifest.Damaged as error:
+            log.warning("%s is damaged: %s. Set aside as %s", found, error, manifest.set_aside(found))
+            continue
+        best = found / _BEST
+        return Found(found, values, best if best.exists() else None)
+    if any(folder.glob("state-*")):
+        raise KdrunError(
+            f"{folder}: every saved training state is damaged, so there is nothing to go on from. They are kept as "
+            "state-*.damaged. Start a new run."
+        )
+    return None
+
+
+def read(found: Found, network: Network) -> None:
+    """Set a network to a state."""
+    _checkpoint(network).read(str(found.folder / _VARIABLES)).assert_consumed()
+    network.optimizer.reload()
+
+
+def size(network: Network) -> int:
+    """Bytes that a state takes, about."""
+    variables = [*network.state, *network.model.variables]
+    return sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)
+
+
+def _checkpoint(network: Network) -> tf.train.Checkpoint:
+    return tf.train.Checkpoint(state=network.state)
+
+
+def _states(folder: Path) -> list[Path]:
+    """Newest first; an epoch's end is newer after its validation than before."""
+    found = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("state-*") if path.is_dir()]
+    named = [(int(match[1]), match[2] is None, path) for path, match in found if match]
+    return [path for *_, path in sorted(named, reverse=True)]

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -11,14 +12,16 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kdrun import resuming
+from kdrun import resuming, sweeps
 from kdrun.errors import KdrunError
-from kdrun.overrides import checked, config_dir, explained, help_text, plain
+from kdrun.overrides import Checked, checked, config_dir, explained, help_text, plain
+from kdrun.training import stopping
+
+WITHOUT_TENSORFLOW = ("compare",)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,15 +33,22 @@ def main(arguments: list[str] | None = None) -> int:
     full_error = {"HYDRA_FULL_ERROR": "1"}  # Hydra raises its errors instead of printing them and exiting with 1
     try:
         with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
-            options, resumed = get_args_parser().parse_args(arguments), None
+            options, known = get_args_parser().parse_args(arguments), Checked([])
             if not (options.hydra_help or options.cfg or options.info or options.shell_completion):
-                more, resumed = checked(options)
+                known = checked(options)
                 # beside the other overrides: argparse takes them in one piece only
                 last = max((place for place, word in enumerate(sys.argv) if word in options.overrides), default=0)
-                sys.argv[last + 1 : last + 1] = more
+                sys.argv[last + 1 : last + 1] = known.overrides
             failures: list[KdrunError] = []
-            job = _job_of(failures, resumed)
-            hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
+            job = _job_of(failures, known)
+            try:
+                # a stage listens by itself; between a sweep's jobs a signal is to be heard, too
+                with stopping.on_signals() if known.sweep else nullcontext():
+                    hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
+            finally:
+                all_done = known.sweep is None or _shown(known.sweep)
+        if not all_done:
+            return 1
         if failures:
             raise failures[0]
         return 0
@@ -61,30 +71,47 @@ def main(arguments: list[str] | None = None) -> int:
         GlobalHydra.instance().clear()
 
 
-def _job_of(failures: list[KdrunError], resumed: dict | None):
-    def job(composed: DictConfig) -> None:
+def _job_of(failures: list[KdrunError], known: Checked):
+    """The function that Hydra calls for every job, perhaps in another process; what it needs to know comes along."""
+
+    def job(composed: DictConfig):
+        from kdrun import startup
+
+        startup.log_to_terminal()
+        given = plain(composed)
+        if known.sweep:
+            run_dir = sweeps.job_dir(known.sweep, given, HydraConfig.get().overrides.task)
+            results = sweeps.run(known.sweep, run_dir, given, lambda: _job({**given, "resume": "auto"}, run_dir))
+            return _objective(results)
         try:
-            _job(composed, resumed)
+            _job(known.config or given, Path(HydraConfig.get().runtime.output_dir))
         except KdrunError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # a sweep's launcher, perhaps in another process, has to know
             failures.append(error)  # else Hydra would put a line of its own before ours
 
     return job
 
 
-def _job(composed: DictConfig, resumed: dict | None) -> None:
-    """One job, in the directory that is made for it; `resumed` is the config of a run that goes on with its own."""
+def _job(given: dict, run_dir: Path) -> dict:
+    """One job, in the directory that is made for it."""
     from kdrun import config, fitting, startup
 
-    given = plain(composed)
-    values = resumed or config.check(given, given)  # a sweep's combination of values is seen here for the first time
+    values = config.check(given, given)  # a sweep's combination of values is seen here for the first time
     fitting.check(values, HydraConfig.get().overrides.task)
-    startup.log_to_terminal()
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if values["resume"] == "auto" and HydraConfig.get().mode == RunMode.MULTIRUN:
-        run_dir = resuming.interrupted(values) or run_dir
-    startup.load_tensorflow()
+    if values["stage"] not in WITHOUT_TENSORFLOW:
+        startup.load_tensorflow()
     from kdrun import stages
 
-    stages.run(values, run_dir)
+    return stages.run(values, run_dir)
+
+
+def _objective(results: dict | None) -> float:
+    """What a search minimises: the validation cross-entropy of the best weights; not a number for a job that failed."""
+    best = ((results or {}).get("validation") or {}).get("best") or {}
+    return best.get("cross_entropy", float("nan"))
+
+
+def _shown(sweep: sweeps.Sweep) -> bool:
+    """Show what a sweep has come to; says whether all of it is done."""
+    from kdrun.reports import jobs
+
+    return jobs.show(sweeps.records(sweep), sweep.total)

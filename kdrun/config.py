@@ -4,6 +4,7 @@ Errors are InputErrors of one line: what, what was given, what is allowed. They 
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -75,6 +76,22 @@ def text(key: str, given: Any) -> str:
     return given
 
 
+def texts(key: str, given: Any) -> str | list[str]:
+    """A text, or a list of some, none of them empty."""
+    for one in given if isinstance(given, list) and given else [given]:
+        text(key, one)
+    return given
+
+
+def name(key: str, given: Any) -> str | None:
+    """A word that can be a folder's name, or null."""
+    if given is not None and not (
+        isinstance(given, str) and re.fullmatch(r"[\w.+=-]{1,100}", given) and given[0] != "."
+    ):
+        raise _refused(key, given, "at most 100 letters, digits and any of _.+=-, not beginning with a dot", "mine")
+    return given
+
+
 def optional_text(key: str, given: Any) -> str | None:
     """A text that is not empty, or null."""
     return None if given is None else text(key, given)
@@ -119,6 +136,8 @@ RULES: dict[str, Rule] = {
     "clear": boolean,
     "yes": boolean,
     "run": text,
+    "runs": texts,
+    "sweep": name,
     "path": text,
     "image_size": integer(1, 4096),
     "validation_size": integer(1),
@@ -145,6 +164,7 @@ RULES: dict[str, Rule] = {
     "warmup_epochs": number(0),
     "scale_by_temperature_squared": boolean,
     "histograms": boolean,
+    "measure_latency": boolean,
 }
 
 

@@ -1,6 +1,7 @@
 """A command line's overrides: composed and checked before anything is made, and refused in words of our own."""
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from kdrun import config, resuming, runs
+from kdrun import config, resuming, runs, sweeps
 from kdrun.errors import InputError
 
 
@@ -29,11 +30,23 @@ def help_text() -> str:
     return text.replace("$$", "$").rstrip()
 
 
+# what hydra/launcher and hydra/sweeper may choose beside Hydra's own, and the extra that brings it
+EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
+
+# what a search goes over if the command line does not say
+SEARCHED = [
+    "temperature=tag(log,interval(1,50))",
+    "alpha=interval(0.05,1)",
+    "optimizer.learning_rate=tag(log,interval(1e-4,1e-2))",
+]
+
+
 class Checked(NamedTuple):
-    """Further overrides, for the run directory; and the config, where it is not the one that Hydra composes."""
+    """Further overrides, for the run directory; the config, where it is not the one that Hydra composes; the sweep."""
 
     overrides: list[str]
     config: dict | None = None
+    sweep: sweeps.Sweep | None = None
 
 
 def checked(options: argparse.Namespace) -> Checked:
@@ -69,8 +82,9 @@ def checked(options: argparse.Namespace) -> Checked:
 
             fitting.check(values, flags + job)
     if options.multirun:
-        runs.check_below("hydra.sweep.dir", Path(composed.hydra.sweep.dir), values["outputs"])
-        return Checked([])
+        return _swept(composed, values, overrides)
+    if values["sweep"] is not None:
+        raise InputError(f"sweep={values['sweep']} is the name of a sweep. Add -m, or leave it out.")
     if resumes:
         return Checked(_going_on(values["resume"]), values)
     if any(override.startswith("hydra.run.dir=") for override in overrides):
@@ -84,6 +98,45 @@ def checked(options: argparse.Namespace) -> Checked:
         return Checked(_going_on(str(found)))
     run_dir = runs.create(values["outputs"], values["stage"])
     return Checked([f"hydra.run.dir={_quoted(str(run_dir))}"])
+
+
+def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Checked:
+    """Where a sweep is written, and what its launcher and sweeper are set to beside their own defaults.
+
+    Its jobs' own folders are ours to choose (see sweeps.job_dir), not Hydra's.
+    """
+    choices = [composed.hydra.runtime.choices[group] for group in ("hydra/launcher", "hydra/sweeper")]
+    folder = Path(values["outputs"]) / "sweeps" / values["sweep"] if values["sweep"] else Path(composed.hydra.sweep.dir)
+    runs.check_below("hydra.sweep.dir", folder, values["outputs"])
+    own = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+    own += [preset for choice in choices for preset in _presets(choice, overrides)]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if choices[1] == "optuna" and not any(override.is_sweep_override() for override in parsed):
+        own += SEARCHED
+        parsed += OverridesParser.create().parse_overrides(SEARCHED)
+    swept = [override for override in parsed if override.is_sweep_override()]
+    total = composed.hydra.sweeper.get("n_trials")
+    if choices[1] == "basic":
+        total = math.prod(len(set(override.sweep_string_iterator())) for override in swept)
+    keys = [override.get_key_element() for override in swept]
+    folder.mkdir(parents=True, exist_ok=True)  # a search keeps its trials in there
+    return Checked(own, sweep=sweeps.Sweep(str(folder), keys, total))
+
+
+def _presets(choice: str, overrides: list[str]) -> list[str]:
+    """Overrides from conf/hydra/presets for a launcher or a sweeper, except of keys that the command line has."""
+    if choice not in EXTRAS:
+        return []
+    given = {override.lstrip("+").split("=")[0] for override in overrides}
+    preset = OmegaConf.to_container(
+        OmegaConf.load(config_dir() / "hydra" / "presets" / f"{choice}.yaml"), resolve=False
+    )
+    values = {f"hydra.{key}": value for key, value in config.flatten(preset)}
+    return [
+        f"++{key}={_quoted(value) if isinstance(value, str) else value}"
+        for key, value in values.items()
+        if key not in given
+    ]
 
 
 def _going_on(run_dir: str) -> list[str]:
@@ -161,6 +214,8 @@ def explained(error: Exception, arguments: list[str]) -> InputError:
     """Hydra's and OmegaConf's errors in a line of our own."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, given = str(error.missing_cfg_file).rpartition("/")
+        if group in ("hydra/launcher", "hydra/sweeper") and given in EXTRAS:
+            return InputError(f"{group}={given} needs more packages: pip install 'kdrun[{EXTRAS[given]}]'")
         return InputError(f"{group}={given}: there is no such {group}. Allowed: {', '.join(sorted(error.options))}.")
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from kdrun import files, manifest, runs
@@ -76,6 +78,12 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
         lock.release()
 
 
+def failed(run_dir: Path, config: Mapping, error: Exception) -> None:
+    """Record a run that failed before it began."""
+    with suppress(type(error)), recording(run_dir, {**config, "resume": "auto"}):
+        raise error
+
+
 def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mapping) -> dict:
     """The record of a run that begins, or goes on."""
     before = {}
@@ -106,6 +114,7 @@ def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mappi
         **facts,
         **({"fingerprint": runs.fingerprint(depends), "identity": depends} if depends else {}),
         **environment,
+        "command": before.get("command") or _command(),
         "started": before.get("started") or _now(),
         "config": config,
     }
@@ -204,6 +213,11 @@ def _explained(error: BaseException, run_dir: Path, record: Mapping) -> BaseExce
             f"{resume_command(run_dir)}"
         )
     return error
+
+
+def _command() -> str | None:
+    """The command that this job is of, without -m: a sweep's job has values of its own."""
+    return shlex.join(["kdrun", *HydraConfig.get().overrides.task]) if HydraConfig.initialized() else None
 
 
 def _now() -> str:

@@ -33,6 +33,8 @@ def get(group: str, name: str) -> Callable:
     """The function registered as `name` in `group`. Raises KeyError for a name that no module registers."""
     if (group, name) not in _functions:
         package = import_module(_PACKAGES[group])
-        for module in iter_modules(package.__path__):
-            import_module(f"{package.__name__}.{module.name}")
+        modules = [module.name for module in iter_modules(package.__path__)]
+        for module in sorted(modules, key=lambda module: module != name):  # its own first: the others may be slow
+            if (group, name) not in _functions:
+                import_module(f"{package.__name__}.{module}")
     return _functions[group, name]

@@ -16,6 +16,7 @@ FREE = (
     "outputs",
     "checkpoint.every_minutes",
     "tensorboard.histograms",
+    "measure_latency",
     "cache_dir",
     "reuse",
 )

@@ -160,6 +160,13 @@ def check_unused(run_dir: Path) -> None:
         raise InputError(f"{run_dir} holds a run already, which is never overwritten. Choose another directory.")
 
 
+def frame(*places: str | Path):
+    """A pandas DataFrame with a row for each run in `places`; see comparison.gathering.frame."""
+    from kdrun.comparison import gathering  # and with it pandas, for who asks
+
+    return gathering.frame(*places)
+
+
 def check_below(key: str, folder: Path, outputs: str) -> None:
     """Raises InputError when a folder that the user chose with `key` is not below the outputs folder."""
     if not folder.resolve().is_relative_to(Path(outputs).resolve()):

@@ -21,7 +21,7 @@ from kdrun.cli import config_dir
 from kdrun.data import datasets
 from kdrun.manifest import sealed
 
-STAGES = ("cache", "distill", "evaluate", "pipeline", "student", "teacher")
+STAGES = ("cache", "compare", "distill", "evaluate", "pipeline", "student", "teacher")
 STUDENT = ["stage=student", "model@student.model=mlp", "batch_size=16"]
 ON_NPZ = ["data=npz", "data.validation_size=10", "data.image_size=32"]
 

@@ -1,5 +1,6 @@
 """Models: a name and its keys become a network from images to logits."""
 
+import math
 from collections.abc import Mapping
 
 from kdrun.registry import get
@@ -37,3 +38,13 @@ def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, s
     # tf_keras leaves the generators of its dropout layers out of checkpoints; as an attribute they are in
     network.generators = [x._random_generator._generator for x in network.layers if hasattr(x, "_random_generator")]
     return network
+
+
+def multiply_adds(network) -> int:
+    """Multiplications with an addition that convolutions and dense layers take for one image."""
+    total = 0
+    for layer in network.layers:
+        if hasattr(layer, "kernel"):
+            # a kernel's values are all used once for each place of the output
+            total += layer.kernel.shape.num_elements() * math.prod(layer.output.shape[1:-1])
+    return total

@@ -26,7 +26,11 @@ def distill(config: Mapping, run_dir: Path) -> dict:
     facts = {
         "seed": config["seed"],
         "dataset_sha256": dataset.sha256,
-        "teacher": {"run": str(teacher_dir), "weights_sha256": teacher_weights},
+        "teacher": {
+            "run": str(teacher_dir),
+            "weights_sha256": teacher_weights,
+            "identity": runs.read(teacher_dir).get("identity"),
+        },
     }
     depends = runs.identity(config, "distill", dataset.sha256, teacher_weights)
     with recording(run_dir, config, depends, **facts) as record:

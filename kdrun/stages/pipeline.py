@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from kdrun import files, runs, stages
+from kdrun.comparison import gathering
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import tables
+from kdrun.stages import compare
 from kdrun.teachers import answers, checkpoint
 from kdrun.training import metrics, precision
 
@@ -51,7 +53,8 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
             found[stage] = run(stage, identity)
         rows = [_row(stage, path, found["teacher"]) for stage, path in found.items()]
         tables.comparison(rows)
-        record["results"] = {"runs": rows}
+        verdict = compare.report(gathering.frame(*found.values()), run_dir, table=False)
+        record["results"] = {"runs": rows, **verdict}
         return record["results"]
 
 

@@ -15,7 +15,7 @@ from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import figures
 from kdrun.training import loop, precision, schedules, state
-from kdrun.training.inference import compiled_inference
+from kdrun.training.inference import compiled_inference, latency
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network, Teacher, kept
 
@@ -97,6 +97,7 @@ def train_network(
             "image_shape": image_shape,
             "num_classes": dataset.num_classes,
             "precision": policy,
+            "multiply_adds": models.multiply_adds(network.model),
             "parameters": {"total": network.model.count_params(), "trainable": trainable},
         }
         log.info(
@@ -116,6 +117,9 @@ def train_network(
         results = loop.train(network, dataset, settings, run_dir, monitor, save_every)
         pictures = figures.predictions(dataset.test, run_dir / "predictions" / "test.npz")
         monitor.final(results["test"], pictures)
+        if config["measure_latency"]:
+            network.latency = network.latency or latency(network.model, dataset.test.images, size)
+            results["latency"] = network.latency
         record["results"] = results
         record["files"] = {name: files.sha256(run_dir / name) for name in FILES}
     log.info(

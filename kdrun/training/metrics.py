@@ -34,3 +34,29 @@ def evaluate(logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray 
 def agreement(logits: np.ndarray, other: np.ndarray) -> float:
     """Fraction of images to which both logits [n, classes] give the same class."""
     return float(np.mean(np.argmax(logits, axis=1) == np.argmax(other, axis=1)))
+
+
+def brier_score(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean squared distance between probabilities and the label as one-hot vector (Brier 1950): from 0 to 2."""
+    probabilities = np.exp(log_softmax(logits))
+    probabilities[np.arange(len(labels)), labels] -= 1.0
+    return float(np.mean(np.sum(probabilities**2, axis=1)))
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (arXiv 1706.04599, section 2): how far confidence is from accuracy, on average.
+
+    Images fall into `bins` equal ranges of the predicted class's probability, (low, high]; each range's distance
+    between mean confidence and accuracy is weighted by its number of images.
+    """
+    confidence, right, which = confidences(logits, labels, bins)
+    counts = np.bincount(which, minlength=bins)
+    gaps = np.bincount(which, confidence, bins) - np.bincount(which, right, bins)
+    return float(np.abs(gaps).sum() / counts.sum())
+
+
+def confidences(logits: np.ndarray, labels: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each image: its predicted class's probability, whether that class is right (0.0 or 1.0), and its bin."""
+    confidence = np.exp(log_softmax(logits).max(axis=1))
+    right = (np.argmax(logits, axis=1) == labels).astype(np.float64)
+    return confidence, right, np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

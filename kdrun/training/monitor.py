@@ -20,6 +20,8 @@ from kdrun import files
 
 log = logging.getLogger(__name__)
 
+_READ_AT_ONCE = 1 << 18  # bytes; TensorFlow warns where it is not said
+
 
 class Monitor:
     """Follows one training run. Use as a context manager: leaving it closes the bar and the event files."""
@@ -198,7 +200,7 @@ def _cut_events(folder: Path, step: int) -> None:
     for path in sorted(folder.glob("events.out.tfevents.*")):
         kept = []
         try:
-            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            for record in tf.data.TFRecordDataset(str(path), buffer_size=_READ_AT_ONCE).as_numpy_iterator():
                 if event_pb2.Event.FromString(record).step <= step:
                     kept.append(record)
         except tf.errors.DataLossError:  # its last record was being written when the process was killed

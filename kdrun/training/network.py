@@ -44,6 +44,7 @@ class Network:
     teacher: Teacher | None
     run_steps: Callable
     infer: Infer
+    latency: dict | None = None  # measured once: a later job's weights take as long
 
     def __init__(self, build: Callable, seed: int, optimizer: Mapping, scale_loss: bool):
         self._build = build

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from held import bits
 
-from kdrun import stages, startup
+from kdrun import runs, stages, startup
 from kdrun.cli import main
 from kdrun.registry import register
 
@@ -59,7 +59,7 @@ def swept(outputs: Path, *arguments) -> list[Path]:
     network.release()
     traces.clear()
     assert main(["-m", *arguments, f"outputs={outputs}", f"hydra.sweep.dir={outputs}"]) == 0
-    return sorted((path.parent for path in outputs.glob("*/run.json")), key=lambda path: int(path.name))
+    return sorted((path.parent for path in outputs.glob("*/run.json")), key=lambda path: runs.read(path)["started"])
 
 
 def alone(job: Path) -> Path:
@@ -144,8 +144,9 @@ def test_another_batch_size_is_traced_again_and_another_learning_rate_is_not(tea
 
 def test_another_student_between_is_traced_and_leaves_the_right_bits(teacher, counting, tmp_path):
     arguments = [*counting, *SMALL, *CONVNET, teacher, "stage=distill", "optimizer=adam"]
-    one, other, again = swept(tmp_path, *arguments, "student.model.filters=[2],[3],[2]")
+    swept_jobs = swept(tmp_path, *arguments, "student.model.filters=[2],[3]", "alpha=0.5,0.9")
     traced = len(traces)
-    assert bits(again) == bits(one)
-    assert bits(alone(other)) == bits(other)
-    assert traced == 3 * len(traces) > 0
+    assert len(swept_jobs) == 4
+    for job in swept_jobs[2:]:
+        assert bits(alone(job)) == bits(job)
+    assert traced == 2 * len(traces) > 0

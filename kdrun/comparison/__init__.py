@@ -1,0 +1,1 @@
+"""Runs compared: gathered into a table, grouped, tested. No TensorFlow in here."""

@@ -1,0 +1,41 @@
+"""What a sweep ends with: a table of all jobs, and the reason of each failure."""
+
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+log = logging.getLogger(__name__)
+
+
+def show(records: Mapping[Path, dict | str], total: int | None) -> bool:
+    """Log a sweep's jobs by run directory: records, or why they cannot be read. Says whether all are completed."""
+    table = Table(title="Jobs", title_justify="left")
+    for number, heading in enumerate(("job", "status", "validation", "test", "seconds")):
+        table.add_column(heading, justify="right" if number > 1 else "left", no_wrap=True)
+    failures = []
+    for run_dir, record in records.items():
+        if isinstance(record, str):
+            table.add_row(run_dir.name, "damaged", "", "", "")
+            failures.append((run_dir, record))
+            continue
+        results = record.get("results", {}) if record["status"] == "completed" else {}
+        best = [
+            f"{results[split]['best']['accuracy']:.2%}" if split in results else "" for split in ("validation", "test")
+        ]
+        seconds = f"{results['training_seconds']:,.0f}" if "training_seconds" in results else ""
+        table.add_row(run_dir.name, record["status"], *best, seconds)
+        if record["status"] != "completed":
+            failures.append((run_dir, record.get("error") or record["status"]))
+    text = io.StringIO()
+    Console(file=text, width=160, color_system=None).print(table)
+    log.info("\n%s", text.getvalue().rstrip())
+    for run_dir, reason in failures:
+        log.info("%s: %s (%s)", run_dir.name, " ".join(reason.split()), run_dir / "kdrun.log")
+    missing = 0 if total is None else max(0, total - len(records))
+    if missing:
+        log.info("%d jobs were not begun. The same command again goes on with what is left", missing)
+    return not failures and not missing

@@ -1,0 +1,130 @@
+"""A sweep's jobs: where each one is written, what is done of them, and one job's failure kept from the others.
+
+A job's run directory is outputs/sweeps/<sweep>/<its values>-<hash>: the same values are the same directory, so that the
+same command again skips what is completed and goes on with the rest. No TensorFlow in here.
+"""
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from kdrun import manifest, recording, runs
+from kdrun.config import flatten
+from kdrun.errors import InputError, KdrunError, Stopped
+from kdrun.training import stopping
+
+log = logging.getLogger(__name__)
+
+_NOT_THE_JOBS = ("outputs", "cache_dir", "resume", "sweep", "reuse")  # what a job is written with, not what it is
+_LONGEST = 80  # characters of readable values in a folder's name
+
+
+class Sweep(NamedTuple):
+    """What a sweep's jobs have in common: its folder, the keys that differ, and, where known, how many there are."""
+
+    folder: str
+    keys: list[str]
+    total: int | None
+
+
+def job_dir(sweep: Sweep, values: Mapping, overrides: Sequence[str]) -> Path:
+    """The run directory of a job with this config; neither overrides' order nor how a number is written matters."""
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    leaves = {key: _number(value) for key, value in flatten(values)}
+    given |= {key: leaves[key] for key in given.keys() & leaves.keys()}
+    shown = [f"{key.split('.')[-1].split('@')[-1]}={given[key]}" for key in sorted(sweep.keys) if key in given]
+    name = re.sub(r"[^\w.=+-]+", "_", ",".join(shown).replace(",", "__"))[:_LONGEST].lstrip(".") or "job"
+    kept = {key: value for key, value in leaves.items() if key not in _NOT_THE_JOBS}
+    return Path(sweep.folder) / f"{name}-{manifest.digest(kept)[:8]}"
+
+
+def run(sweep: Sweep, run_dir: Path, config: Mapping, work: Callable[[], dict]) -> dict | None:
+    """Do a job's work unless it is done, and return its results; None when it failed, which is recorded.
+
+    `work` is to go on with a run that is in `run_dir`. A signal ends the whole sweep: SystemExit.
+    """
+    found = done(sweep)
+    left = "" if sweep.total is None else f" of {sweep.total}"
+    said = f"job {found.total() + (not (run_dir / 'run.json').exists())}{left}: {run_dir.name}"
+    try:
+        stopping.check()
+    except Stopped as error:
+        raise SystemExit(error.exit_code) from error
+    log.info("%s  |  %d done, %d failed%s", said, found["completed"], found["failed"], _time_left(sweep, found))
+    if _completed(run_dir):
+        log.info("%s is completed already", run_dir)
+        return runs.read(run_dir).get("results")
+    started = time.monotonic()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return work()
+    except (Stopped, KeyboardInterrupt) as error:
+        log.info("%s", error if isinstance(error, Stopped) else "Stopped by SIGINT.")
+        raise SystemExit(error.exit_code if isinstance(error, Stopped) else 130) from error
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other jobs are not to suffer from it
+        log.error("%s failed: %s", run_dir.name, one_line(error))
+        if not (run_dir / "run.json").exists():
+            recording.failed(run_dir, config, error)
+        return None
+    finally:
+        _seconds.append(time.monotonic() - started)
+
+
+_seconds: list[float] = []  # that this process's jobs took
+
+
+def done(sweep: Sweep) -> Counter:
+    """How many jobs there are by status; what is neither completed, running nor interrupted counts as failed."""
+    counts = Counter()
+    for record in records(sweep).values():
+        status = record if isinstance(record, str) else record["status"]
+        counts[status if status in ("completed", "running", "interrupted") else "failed"] += 1
+    return counts
+
+
+def records(sweep: Sweep) -> dict[Path, dict | str]:
+    """Every job's record, by its run directory; where it cannot be read, the reason."""
+    found = {}
+    for path in sorted(Path(sweep.folder).glob("*/run.json")):
+        try:
+            found[path.parent] = runs.read(path.parent)
+        except InputError as error:
+            found[path.parent] = str(error)
+    return found
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error in one line; of kdrun's own, its text alone."""
+    said = str(error) if isinstance(error, KdrunError | str) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())
+
+
+def _number(value):
+    """A value; 10.0 as 10, which is the same number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _completed(run_dir: Path) -> bool:
+    try:
+        record = runs.read(run_dir)
+    except InputError:
+        return False
+    return record["status"] == "completed" and not runs.damaged(run_dir, {"files": {}, **record})
+
+
+def _time_left(sweep: Sweep, found: Counter) -> str:
+    if sweep.total is None or not _seconds:
+        return ""
+    left = (sweep.total - found["completed"] - found["failed"]) * sum(_seconds) / len(_seconds)
+    return f", about {_readable(max(0.0, left))} left"
+
+
+def _readable(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

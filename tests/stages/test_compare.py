@@ -1,0 +1,258 @@
+"""Sweeps that survive, and their comparison, through the command line; the page in a real browser."""
+
+import importlib.util
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from held import bits
+from processes import Kdrun
+
+from kdrun import runs
+from kdrun.cli import main
+from kdrun.manifest import sealed
+
+SMALL = ["data.train_size=640", "data.validation_size=256", "data.test_size=200", "data.image_size=28"]
+SMALL += ["batch_size=64", "model@teacher.model=convnet", "teacher.model.filters=[8,16]", "evaluation_batch_size=100"]
+SMALL += [
+    "model@student.model=convnet",
+    "student.model.filters=[2,4]",
+    "optimizer=adam",
+    "tensorboard.histograms=false",
+]
+VALUES = ["temperature=2,8", "seed=0,1,2"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    """The outputs of a teacher, students alone and distilled students over three seeds; one process."""
+    outputs = tmp_path_factory.mktemp("swept") / "outputs"
+    common = [*SMALL, f"outputs={outputs}"]
+    assert main([*common, "stage=teacher", "epochs=3"]) == 0
+    (teacher,) = outputs.glob("teacher/*")
+    assert main(["-m", *common, "stage=student", "epochs=2", "seed=0,1,2", "sweep=alone"]) == 0
+    distil = ["stage=distill", "epochs=2", f"teacher.run={teacher}", "sweep=distilled"]
+    assert main(["-m", *common, *distil, *VALUES]) == 0
+    return outputs
+
+
+def jobs(folder: Path) -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in folder.glob("*/run.json")}
+
+
+def test_jobs_have_readable_names_and_the_order_of_the_command_line_does_not_matter(swept, capsys):
+    found = jobs(swept / "sweeps/distilled")
+    assert len(found) == 6
+    assert all(re.fullmatch(r"seed=[012]__temperature=[28]-[0-9a-f]{8}", name) for name in found)
+    (teacher,) = swept.glob("teacher/*")
+    before = {name: (path / "run.json").read_bytes() for name, path in found.items()}
+    values = ["seed=2,0,1", "temperature=8.0,2"]
+    common = [*values, f"teacher.run={teacher}", "sweep=distilled", "epochs=2", "stage=distill", *reversed(SMALL)]
+    assert main(["-m", *common, f"outputs={swept}"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("is completed already") == 6
+    assert {name: (path / "run.json").read_bytes() for name, path in jobs(swept / "sweeps/distilled").items()} == before
+
+
+def test_new_values_are_added_and_only_they_are_computed(swept, tmp_path, capsys):
+    outputs = shutil.copytree(swept, tmp_path / "outputs")
+    assert main(["-m", *SMALL, "stage=student", "epochs=2", "seed=1,2,3", "sweep=alone", f"outputs={outputs}"]) == 0
+    assert capsys.readouterr().out.count("is completed already") == 2
+    assert len(jobs(outputs / "sweeps/alone")) == 4
+
+
+def test_one_jobs_failure_never_stops_the_others(tmp_path, capsys):
+    rates = "optimizer.learning_rate=1e-3,1e30,2e-3"
+    command = ["-m", *SMALL, "stage=student", "optimizer=sgd", "epochs=1", rates, "sweep=s", f"outputs={tmp_path}"]
+    assert main(command) == 1
+    statuses = [runs.read(path)["status"] for path in jobs(tmp_path / "sweeps/s").values()]
+    assert sorted(statuses) == ["completed", "completed", "diverged"]
+    said = capsys.readouterr().out
+    assert "job 1 of 3: learning_rate=0.001-" in said and "job 3 of 3" in said and "1 done, 1 failed" in said
+    (diverged,) = (path for path in jobs(tmp_path / "sweeps/s").values() if runs.read(path)["status"] == "diverged")
+    assert re.search(
+        rf"{re.escape(diverged.name)}: Diverged: Training diverged.*{re.escape(str(diverged / 'kdrun.log'))}", said
+    )
+
+
+def test_a_sweep_that_is_killed_until_it_is_done_ends_with_the_same_bits(swept, tmp_path):
+    (teacher,) = swept.glob("teacher/*")
+    outputs, generator, kills = tmp_path / "outputs", random.Random(1), 0
+    common = [*SMALL, "stage=distill", "epochs=2", f"teacher.run={teacher}", "sweep=distilled", f"outputs={outputs}"]
+    while True:
+        process = Kdrun(["-m", *common, *VALUES], tmp_path)
+        instant = time.monotonic() + generator.uniform(1, 6)
+        if kills < 6:
+            process.wait_until(lambda instant=instant: time.monotonic() > instant)
+            process.signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
+        code = process.wait()
+        kills += code != 0
+        if code == 0:
+            break
+        assert code in (143, -signal.SIGKILL), process.said()
+        if code == 143:
+            assert ("Jobs" in process.said() and "were not begun" in process.said()) or "interrupted" in process.said()
+    expected, found = jobs(swept / "sweeps/distilled"), jobs(outputs / "sweeps/distilled")
+    assert found.keys() == expected.keys() and kills
+    for name, run_dir in found.items():
+        assert bits(run_dir) == bits(expected[name])
+
+
+@pytest.fixture(scope="module")
+def compared(swept, tmp_path_factory) -> Path:
+    """The directory of a comparison of everything, with a damaged and an unfinished run among it."""
+    outputs = shutil.copytree(swept, tmp_path_factory.mktemp("compared") / "outputs")
+    damaged, unfinished = sorted(jobs(outputs / "sweeps/alone").values())[:1] * 2
+    broken = shutil.copytree(damaged, outputs / "sweeps/alone/broken")
+    (broken / "predictions/test.npz").write_bytes(b"x")
+    half = shutil.copytree(unfinished, outputs / "sweeps/alone/half")
+    record = json.loads((half / "run.json").read_text()) | {"status": "interrupted"}
+    (half / "run.json").write_text(json.dumps(sealed(record)))
+    places = f"runs=[{outputs}/sweeps/*,{outputs}/teacher]"
+    assert main(["stage=compare", places, f"outputs={outputs}"]) == 0
+    (folder,) = outputs.glob("compare/*")
+    return folder
+
+
+def test_a_comparison_writes_sentence_tables_figures_and_page(compared):
+    results = runs.read(compared)["results"]
+    assert re.match(r"(Distilling|No evidence)", results["sentence"]) and "(3 seeds, p = " in results["sentence"]
+    assert sorted(path.name for path in compared.glob("comparison.*")) == [
+        f"comparison.{s}" for s in ("csv", "json", "md", "tex")
+    ]
+    table = pd.read_csv(compared / "comparison.csv")
+    assert sorted(table["stage"]) == ["distill", "distill", "student", "teacher"] and sorted(table["n"]) == [1, 3, 3, 3]
+    assert (compared / "comparison.md").read_text().startswith(results["sentence"])
+    figures = {
+        "heat_maps",
+        "learning_curves",
+        "accuracy_against",
+        "reliability",
+        "confusion_difference",
+        "what_the_teacher_knows",
+    }
+    for suffix in ("svg", "png"):
+        assert {path.stem for path in (compared / "figures").glob(f"*.{suffix}")} == figures
+    problems = {Path(row["run"]).name: row["problem"] for row in results["not_used"]}
+    assert "predictions/test.npz is not what run.json says" in problems["broken"]
+    assert problems["half"] == "interrupted, not completed"
+
+
+def test_a_frame_for_a_notebook(swept):
+    frame = runs.frame(swept)
+    assert len(frame) == 10 and set(frame["stage"]) == {"teacher", "student", "distill"}
+    assert set(frame.loc[frame["stage"] == "distill", "config.temperature"]) == {2.0, 8.0}
+    assert (frame["test_accuracy"] * frame["count"] + frame["errors"]).round(6).eq(200).all()
+
+
+def test_comparing_imports_no_tensorflow(swept, tmp_path):
+    code = f"""
+import sys
+from kdrun.cli import main
+assert main(["stage=compare", "runs={swept}", "outputs={tmp_path}"]) == 0
+assert not {{"tensorflow", "tf_keras"}} & set(sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_nothing_to_compare_is_refused(tmp_path, capsys):
+    assert main(["stage=compare", f"runs={tmp_path}/nothing", f"outputs={tmp_path}"]) == 2
+    assert "nothing of kdrun's is in" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium and chromium-driver")
+def test_the_page_in_a_real_browser(compared):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--window-size=1300,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    with webdriver.Chrome(options=options, service=service) as browser:
+        browser.get((compared / "report.html").as_uri())
+        assert browser.get_log("browser") == []
+        sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        urls = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
+        assert [url for url in urls if not url.startswith("data:")] == [(compared / "report.html").as_uri()]
+        figures = browser.find_elements("css selector", "figure svg")
+        assert len(figures) == 6 and all(
+            figure.size["width"] > 100 and figure.size["height"] > 100 for figure in figures
+        )
+        table = browser.find_element("css selector", "table")
+        column = [h.text for h in table.find_elements("css selector", "th")].index("accuracy, %")
+        cells = f"tbody td:nth-child({column + 1})"
+        for factor in (1, -1):
+            table.find_elements("css selector", "th")[column].click()
+            values = [factor * float(cell.text) for cell in table.find_elements("css selector", cells)]
+            assert values == sorted(values) and len(values) == 4
+
+
+LAUNCHERS = {
+    "joblib": "hydra_joblib_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "ray": "hydra_ray_launcher",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_more_than_one_process(launcher, swept, tmp_path):
+    """The jobs end with the bits that they have in one process (of one thread, too)."""
+    pytest.importorskip(f"hydra_plugins.{LAUNCHERS[launcher]}", reason=f"needs the extra for {launcher}")
+    (teacher,) = swept.glob("teacher/*")
+    command = [
+        "-m",
+        *SMALL,
+        "stage=distill",
+        "epochs=2",
+        f"teacher.run={teacher}",
+        "sweep=distilled",
+        "temperature=2,8",
+    ]
+    command += [f"outputs={tmp_path}", f"hydra/launcher={launcher}"]
+    code = f"from kdrun.cli import main; raise SystemExit(main({command}))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = jobs(tmp_path / "sweeps/distilled")
+    assert len(found) == 2 and {runs.read(path)["status"] for path in found.values()} == {"completed"}
+    assert len(list((tmp_path / ".cache/teachers").glob("*/manifest.json"))) == 1
+
+
+def test_a_search_goes_on_where_it_was(swept, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
+    (teacher,) = swept.glob("teacher/*")
+    command = [
+        "-m",
+        *SMALL,
+        "stage=distill",
+        "epochs=1",
+        f"teacher.run={teacher}",
+        "sweep=search",
+        "hydra/sweeper=optuna",
+    ]
+    for trials in (2, 1):
+        assert main([*command, f"hydra.sweeper.n_trials={trials}", f"outputs={tmp_path}"]) == 0
+    found = jobs(tmp_path / "sweeps/search")
+    assert len(found) == 3
+    import optuna
+
+    study = optuna.load_study("kdrun", f"sqlite:///{tmp_path}/sweeps/search/optuna.db")
+    losses = sorted(runs.read(path)["results"]["validation"]["best"]["cross_entropy"] for path in found.values())
+    assert sorted(trial.value for trial in study.trials) == pytest.approx(losses)
+
+
+def test_a_missing_extra_is_said(tmp_path, capsys):
+    if importlib.util.find_spec("ray"):
+        pytest.skip("ray is here")
+    assert (
+        main(["-m", "stage=student", "experiment=quick", "seed=1,2", "hydra/launcher=ray", f"outputs={tmp_path}"]) == 2
+    )
+    assert "pip install 'kdrun[ray]'" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from kdrun.training.network import Network, Teacher, kept
 
 log = logging.getLogger(__name__)
 
-FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz")
+FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz", "metrics.jsonl")
 
 
 @register("stage", "teacher")

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdrun.errors import InputError
 
+_FOLDER_NAME = re.compile(r"(?!\.)[\w.+=-]{1,100}", re.ASCII)
 Rule = Callable[[str, Any], Any]  # (key, given) -> the value to use; raises InputError
 
 
@@ -83,11 +84,9 @@ def texts(key: str, given: Any) -> str | list[str]:
     return given
 
 
-def name(key: str, given: Any) -> str | None:
-    """A word that can be a folder's name, or null."""
-    if given is not None and not (
-        isinstance(given, str) and re.fullmatch(r"[\w.+=-]{1,100}", given) and given[0] != "."
-    ):
+def folder_name(key: str, given: Any) -> str | None:
+    """A word that can be a folder's name, of at most 100 bytes, or null."""
+    if given is not None and not (isinstance(given, str) and _FOLDER_NAME.fullmatch(given)):
         raise _refused(key, given, "at most 100 letters, digits and any of _.+=-, not beginning with a dot", "mine")
     return given
 
@@ -137,7 +136,7 @@ RULES: dict[str, Rule] = {
     "yes": boolean,
     "run": text,
     "runs": texts,
-    "sweep": name,
+    "sweep": folder_name,
     "path": text,
     "image_size": integer(1, 4096),
     "validation_size": integer(1),

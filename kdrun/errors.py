@@ -1,17 +1,8 @@
 """What can end a run, each with its exit code."""
 
-import re
-import shlex
 from pathlib import Path
 
-
-def resume_command(run_dir: Path) -> str:
-    """The command that goes on with a run, quoted for Hydra and for the shell where that is needed."""
-    text = str(run_dir)
-    if not re.fullmatch(r"[\w./+-]+", text, re.ASCII):
-        escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-        text = f"'{escaped}'"
-    return f"kdrun {shlex.quote(f'resume={text}')}"
+from kdrun import commands
 
 
 class KdrunError(Exception):
@@ -42,5 +33,5 @@ class Stopped(KdrunError):
         self.exit_code = 128 + signal_number
 
     def __str__(self) -> str:
-        hint = f" Go on with: {resume_command(self.run_dir)}" if self.run_dir else ""
+        hint = f" Go on with: {commands.resume(self.run_dir)}" if self.run_dir else ""
         return super().__str__() + hint

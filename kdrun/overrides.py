@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from kdrun import config, resuming, runs, sweeps
+from kdrun.commands import quoted
 from kdrun.errors import InputError
 
 
@@ -83,10 +84,10 @@ def checked(options: argparse.Namespace) -> Checked:
             fitting.check(values, flags + job)
     if options.multirun:
         return _swept(composed, values, overrides)
-    if values["sweep"] is not None:
-        raise InputError(f"sweep={values['sweep']} is the name of a sweep. Add -m, or leave it out.")
     if resumes:
         return Checked(_going_on(values["resume"]), values)
+    if values["sweep"] is not None:
+        raise InputError(f"sweep={values['sweep']} is the name of a sweep. Add -m, or leave it out.")
     if any(override.startswith("hydra.run.dir=") for override in overrides):
         if values["resume"] == "auto":
             raise InputError("hydra.run.dir and resume=auto both say where to write. Leave one of them out.")
@@ -97,7 +98,7 @@ def checked(options: argparse.Namespace) -> Checked:
     if found:
         return Checked(_going_on(str(found)))
     run_dir = runs.create(values["outputs"], values["stage"])
-    return Checked([f"hydra.run.dir={_quoted(str(run_dir))}"])
+    return Checked([f"hydra.run.dir={quoted(str(run_dir))}"])
 
 
 def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Checked:
@@ -108,7 +109,7 @@ def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Check
     choices = [composed.hydra.runtime.choices[group] for group in ("hydra/launcher", "hydra/sweeper")]
     folder = Path(values["outputs"]) / "sweeps" / values["sweep"] if values["sweep"] else Path(composed.hydra.sweep.dir)
     runs.check_below("hydra.sweep.dir", folder, values["outputs"])
-    own = [f"hydra.sweep.dir={_quoted(str(folder))}", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+    own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
     own += [preset for choice in choices for preset in _presets(choice, overrides)]
     parsed = OverridesParser.create().parse_overrides(overrides)
     if choices[1] == "optuna" and not any(override.is_sweep_override() for override in parsed):
@@ -133,14 +134,14 @@ def _presets(choice: str, overrides: list[str]) -> list[str]:
     )
     values = {f"hydra.{key}": value for key, value in config.flatten(preset)}
     return [
-        f"++{key}={_quoted(value) if isinstance(value, str) else value}"
+        f"++{key}={quoted(value) if isinstance(value, str) else value}"
         for key, value in values.items()
         if key not in given
     ]
 
 
 def _going_on(run_dir: str) -> list[str]:
-    return [f"hydra.run.dir={_quoted(run_dir)}", "hydra.output_subdir=null"]  # which would be written over
+    return [f"hydra.run.dir={quoted(run_dir)}", "hydra.output_subdir=null"]  # which would be written over
 
 
 def _resumed(given: Mapping, overrides: list[str], searched: list[str]) -> dict:
@@ -198,11 +199,6 @@ def _reference(choices: list[str]) -> dict:
     return OmegaConf.to_container(hydra.compose("config", kept), resolve=False)
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def _unreadable(override: str) -> InputError:
     return InputError(
         f"{override}: cannot be read as an override. A command line has key=value; lists go in brackets, and quotes "
@@ -215,7 +211,9 @@ def explained(error: Exception, arguments: list[str]) -> InputError:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, given = str(error.missing_cfg_file).rpartition("/")
         if group in ("hydra/launcher", "hydra/sweeper") and given in EXTRAS:
-            return InputError(f"{group}={given} needs more packages: pip install 'kdrun[{EXTRAS[given]}]'")
+            return InputError(
+                f"{group}={given} needs more packages: in kdrun's own folder, pip install '.[{EXTRAS[given]}]'"
+            )
         return InputError(f"{group}={given}: there is no such {group}. Allowed: {', '.join(sorted(error.options))}.")
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)

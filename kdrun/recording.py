@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from kdrun import files, manifest, runs
-from kdrun.errors import Diverged, InputError, KdrunError, Stopped, resume_command
+from kdrun import commands, files, manifest, runs
+from kdrun.errors import Diverged, InputError, KdrunError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
             with _beating(run_dir), _logged(run_dir):
                 yield record
             record["status"] = "completed"
-        except BaseException as error:
+        except BaseException as error:  # whatever ends a run is recorded, and goes on up
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
             record["status"] = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
             record["error"] = f"{type(error).__name__}: {error}"
@@ -185,7 +185,7 @@ def _logged(run_dir: Path) -> Iterator[None]:
     logging.getLogger("kdrun").addHandler(handler)
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # logged, and goes on up
         trace = None if isinstance(error, KdrunError) else (type(error), error, error.__traceback__)
         said = f"{type(error).__name__}: {error}"
         handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, said, (), trace))
@@ -210,7 +210,7 @@ def _explained(error: BaseException, run_dir: Path, record: Mapping) -> BaseExce
         return KdrunError(
             f"{run_dir} cannot be written: the disk is full, or a limit on the size of files is reached. "
             f"{files.readable(free)} are free{said}. What was saved before is good. Make room, then go on with: "
-            f"{resume_command(run_dir)}"
+            f"{commands.resume(run_dir)}"
         )
     return error
 

@@ -34,7 +34,7 @@ def get(group: str, name: str) -> Callable:
     if (group, name) not in _functions:
         package = import_module(_PACKAGES[group])
         modules = [module.name for module in iter_modules(package.__path__)]
-        for module in sorted(modules, key=lambda module: module != name):  # its own first: the others may be slow
+        for module in sorted(modules, key=lambda module: module != name):  # its own first: no other is needed then
             if (group, name) not in _functions:
                 import_module(f"{package.__name__}.{module}")
     return _functions[group, name]

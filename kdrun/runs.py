@@ -3,7 +3,6 @@
 No TensorFlow in here: runs are looked up before it is known whether anything has to be computed.
 """
 
-import hashlib
 import json
 import platform
 import uuid
@@ -66,7 +65,7 @@ def pipeline_identity(config: Mapping, dataset_sha256: str) -> dict:
 
 def fingerprint(depends: Mapping) -> str:
     """sha256 of an identity."""
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    return manifest.digest(depends)
 
 
 def read(run_dir: str | Path) -> dict:

@@ -37,7 +37,7 @@ def job_dir(sweep: Sweep, values: Mapping, overrides: Sequence[str]) -> Path:
     leaves = {key: _number(value) for key, value in flatten(values)}
     given |= {key: leaves[key] for key in given.keys() & leaves.keys()}
     shown = [f"{key.split('.')[-1].split('@')[-1]}={given[key]}" for key in sorted(sweep.keys) if key in given]
-    name = re.sub(r"[^\w.=+-]+", "_", ",".join(shown).replace(",", "__"))[:_LONGEST].lstrip(".") or "job"
+    name = re.sub(r"[^\w.=+-]+", "_", "__".join(shown), flags=re.ASCII)[:_LONGEST].lstrip(".") or "job"
     kept = {key: value for key, value in leaves.items() if key not in _NOT_THE_JOBS}
     return Path(sweep.folder) / f"{name}-{manifest.digest(kept)[:8]}"
 
@@ -50,16 +50,13 @@ def run(sweep: Sweep, run_dir: Path, config: Mapping, work: Callable[[], dict]) 
     found = done(sweep)
     left = "" if sweep.total is None else f" of {sweep.total}"
     said = f"job {found.total() + (not (run_dir / 'run.json').exists())}{left}: {run_dir.name}"
-    try:
-        stopping.check()
-    except Stopped as error:
-        raise SystemExit(error.exit_code) from error
     log.info("%s  |  %d done, %d failed%s", said, found["completed"], found["failed"], _time_left(sweep, found))
     if _completed(run_dir):
         log.info("%s is completed already", run_dir)
         return runs.read(run_dir).get("results")
     started = time.monotonic()
     try:
+        stopping.check()  # a signal that came between two jobs
         run_dir.mkdir(parents=True, exist_ok=True)
         return work()
     except (Stopped, KeyboardInterrupt) as error:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdrun import manifest, runs
+from kdrun.comparison import gathering
 from kdrun.data import datasets
 from kdrun.errors import InputError
 
@@ -109,6 +110,21 @@ def test_any_run_json_is_read_or_refused(tmp_path, data):
         assert "run.json" in str(error)
     else:
         assert isinstance(record["stage"], str) and isinstance(record["config"]["data"], dict)
+
+
+@FEW
+@given(st.data())
+def test_any_metrics_are_read_or_refused(tmp_path, data):
+    lines = [{"epoch": 1, "step": 10, "split": split, "accuracy": 0.5} for split in ("train", "validation")]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    other = st.lists(JSON, max_size=3).map(lambda values: "\n".join(map(json.dumps, values)).encode())
+    (tmp_path / "metrics.jsonl").write_bytes(data.draw(st.one_of(st.just(damaged(data.draw, content)), other)))
+    try:
+        table = gathering.curves(tmp_path)
+    except InputError as error:
+        assert "metrics.jsonl" in str(error) and "\n" not in str(error)
+    else:
+        assert table["accuracy"].dtype.kind in "fiu" and table["epoch"].dtype.kind in "fiu"
 
 
 @FEW

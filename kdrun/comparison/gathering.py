@@ -1,6 +1,7 @@
-"""Run directories become a table with a row for each run, from run.json and predictions/test.npz alone."""
+"""Run directories become a table, a row a run, from run.json, metrics.jsonl and predictions/test.npz alone."""
 
 import glob
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,8 +39,17 @@ def predictions(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(run_dir: str | Path) -> pd.DataFrame:
-    """metrics.jsonl: a row for each epoch and split."""
-    return pd.read_json(Path(run_dir) / "metrics.jsonl", lines=True)
+    """metrics.jsonl: a row for each epoch and split, numbers but for the split. Raises InputError for anything else."""
+    path = Path(run_dir) / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        table = pd.DataFrame(lines)
+        for key in ("epoch", "accuracy"):
+            table[key] = pd.to_numeric(table[key])
+        table["split"] = table["split"].astype(str)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path} is damaged, or not a run's metrics: {' '.join(str(error).split())}.") from error
+    return table
 
 
 def _run_dirs(place: str) -> Iterator[Path]:
@@ -70,7 +80,7 @@ def _row(run_dir: Path) -> dict:
         return row | {"status": "damaged", "problem": f"{', '.join(changed)} is not what run.json says"}
     try:
         return row | _identified(record) | _measured(run_dir, record)
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (InputError, KeyError, TypeError, ValueError, OSError) as error:
         return row | {"status": "damaged", "problem": f"{type(error).__name__}: {error}"}
 
 
@@ -94,6 +104,7 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
     results = record["results"]
     test, validation = results["test"]["best"], results["validation"]["best"]
     labels, logits = predictions(run_dir)
+    curves(run_dir)  # so that a figure need not fail of it
     return {
         "model": record["model"]["name"],
         "parameters": record["parameters"]["total"],

@@ -1,17 +1,15 @@
-"""Tables for the terminal and the log."""
+"""The table that a pipeline ends with."""
 
 import io
 import logging
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 log = logging.getLogger(__name__)
 
-_NAMES = {"teacher": "teacher", "student": "student alone", "distill": "distilled student"}
+NAMES = {"teacher": "teacher", "student": "student alone", "distill": "distilled student"}
 
 
 def comparison(rows: Sequence[Mapping]) -> None:
@@ -35,7 +33,7 @@ def comparison(rows: Sequence[Mapping]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            _NAMES[row["stage"]],
+            NAMES[row["stage"]],
             f"{row['parameters']:,}",
             f"{row['test']['accuracy']:.2%}",
             f"{row['test']['errors']:,}",
@@ -49,82 +47,4 @@ def comparison(rows: Sequence[Mapping]) -> None:
     Console(file=text, width=120, color_system=None).print(table)
     log.info("\n%s", text.getvalue().rstrip())
     for row in rows:
-        log.info("%s: %s", _NAMES[row["stage"]], row["run"])
-
-
-def of_groups(groups: pd.DataFrame, best: str | None) -> pd.DataFrame:
-    """Groups as people read them: a row each, texts; teachers first, then students alone, then the distilled."""
-    order = {stage: number for number, stage in enumerate(_NAMES)}
-    rows = []
-    for name, group in sorted(groups.iterrows(), key=lambda item: order[item[1]["stage"]]):
-        get = group.get
-        rows.append(
-            {
-                "": f"{_NAMES[group['stage']]}{' (best)' if name == best else ''}",
-                "T": _number(group["temperature"], "{:g}"),
-                "alpha": _number(group["alpha"], "{:g}"),
-                "n": f"{group['n']:.0f}",
-                "accuracy, %": _number(100 * group["test_accuracy"], "{:.2f}"),
-                "± std": _number(100 * group["test_accuracy_std"], "{:.2f}"),
-                "95 %": _range(100 * group["test_accuracy_low"], 100 * group["test_accuracy_high"]),
-                "gain": _number(100 * get("gain", np.nan), "{:+.2f}"),
-                "p": _number(get("p", np.nan), "{:.3f}"),
-                "p Wilcoxon": _number(get("p_wilcoxon", np.nan), "{:.3f}"),
-                "p McNemar": _number(get("p_mcnemar", np.nan), "{:.3f}"),
-                f"errors of {group['count']:,.0f}": _number(group["errors"], "{:,.1f}"),
-                "CE": _number(group["cross_entropy"], "{:.4f}"),
-                "Brier": _number(group["brier"], "{:.4f}"),
-                "ECE": _number(group["calibration_error"], "{:.4f}"),
-                "agreement, %": _number(100 * _float(group["teacher_agreement"]), "{:.2f}"),
-                "KL": _number(group["teacher_kl"], "{:.4f}"),
-                "parameters": f"{group['parameters']:,.0f}",
-                "multiply-adds": _number(group["multiply_adds"], "{:,.0f}"),
-                "weights, kB": f"{group['weights_bytes'] / 1e3:,.0f}",
-                "latency 1, ms": _latency(group, 1),
-                "latency 128, ms": _latency(group, 128),
-                "seconds": f"{group['training_seconds']:,.0f}",
-                "group": name,
-            }
-        )
-    table = pd.DataFrame(rows)
-    return table.loc[:, [bool(table[column].any()) or column == "" for column in table.columns]]
-
-
-def text(shown: pd.DataFrame, most: int = 12) -> str:
-    """A table for the terminal: as many columns as people look at first."""
-    table = Table()
-    for number, column in enumerate(shown.columns[:most]):
-        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
-    for row in shown.itertuples(index=False):
-        table.add_row(*row[:most])
-    said = io.StringIO()
-    Console(file=said, width=160, color_system=None).print(table)
-    return said.getvalue().rstrip()
-
-
-def markdown(shown: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    lines = [shown.columns, ["---", *["---:"] * (shown.shape[1] - 1)], *shown.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def html(shown: pd.DataFrame) -> str:
-    """A table in HTML, its texts escaped."""
-    return shown.to_html(index=False, border=0, na_rep="", justify="unset")
-
-
-def _float(value) -> float:
-    return np.nan if value is None else float(value)
-
-
-def _number(value, form: str) -> str:
-    return form.format(float(value)) if np.isfinite(_float(value)) else ""
-
-
-def _range(low: float, high: float) -> str:
-    return f"{low:.2f}–{high:.2f}" if np.isfinite(low) else ""
-
-
-def _latency(group: pd.Series, batch_size: int) -> str:
-    median, p95 = (_float(group.get(f"latency_batch_{batch_size}_{name}", np.nan)) for name in ("median", "p95"))
-    return f"{1e3 * median:,.2f} (p95 {1e3 * p95:,.2f})" if np.isfinite(median) else ""
+        log.info("%s: %s", NAMES[row["stage"]], row["run"])

@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from kdrun import files, runs, stages
-from kdrun.comparison import gathering
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import tables
-from kdrun.stages import compare
 from kdrun.teachers import answers, checkpoint
 from kdrun.training import metrics, precision
 
@@ -53,8 +51,7 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
             found[stage] = run(stage, identity)
         rows = [_row(stage, path, found["teacher"]) for stage, path in found.items()]
         tables.comparison(rows)
-        verdict = compare.report(gathering.frame(*found.values()), run_dir, table=False)
-        record["results"] = {"runs": rows, **verdict}
+        record["results"] = {"runs": rows, **_compared(found, run_dir)}
         return record["results"]
 
 
@@ -84,6 +81,12 @@ def _good(begun: str | None, identity: Mapping) -> Path | None:
 
 def _reusable(config: Mapping, identity: Mapping) -> Path | None:
     return runs.find(config["outputs"], identity) if config["reuse"] else None
+
+
+def _compared(found: Mapping[str, Path], run_dir: Path) -> dict:
+    from kdrun.reports import comparison  # pandas and scipy: not before they are needed
+
+    return comparison.report(runs.frame(*found.values()), run_dir, table=False)
 
 
 def _row(stage: str, run_dir: Path, teacher_dir: Path) -> dict:

@@ -195,9 +195,12 @@ class Monitor:
 
 
 def _cut_events(folder: Path, step: int) -> None:
-    """Take what came after `step` out of a folder's event files; a file of which nothing is left is removed."""
+    """Take what came after `step` out of a folder's event files; with a negative one they are removed."""
     files.remove_leftovers(folder)
     for path in sorted(folder.glob("events.out.tfevents.*")):
+        if step < 0:
+            path.unlink()
+            continue
         kept = []
         try:
             for record in tf.data.TFRecordDataset(str(path), buffer_size=_READ_AT_ONCE).as_numpy_iterator():
@@ -205,9 +208,6 @@ def _cut_events(folder: Path, step: int) -> None:
                     kept.append(record)
         except tf.errors.DataLossError:  # its last record was being written when the process was killed
             pass
-        if step < 0 or not kept:
-            path.unlink()
-            continue
         files.write_with(path, partial(_write_events, kept))
 
 

@@ -255,4 +255,4 @@ def test_a_missing_extra_is_said(tmp_path, capsys):
     assert (
         main(["-m", "stage=student", "experiment=quick", "seed=1,2", "hydra/launcher=ray", f"outputs={tmp_path}"]) == 2
     )
-    assert "pip install 'kdrun[ray]'" in capsys.readouterr().err
+    assert "pip install '.[ray]'" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kdrun import resuming, sweeps
+from kdrun import gpus, resuming, sweeps
 from kdrun.errors import KdrunError
 from kdrun.overrides import Checked, checked, config_dir, explained, help_text, plain
 from kdrun.training import stopping
@@ -80,8 +80,13 @@ def _job_of(failures: list[KdrunError], known: Checked):
         startup.log_to_terminal()
         given = plain(composed)
         if known.sweep:
+            if HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":
+                gpus.pin(HydraConfig.get().job.num)  # this process is one of several
             run_dir = sweeps.job_dir(known.sweep, given, HydraConfig.get().overrides.task)
-            results = sweeps.run(known.sweep, run_dir, given, lambda: _job({**given, "resume": "auto"}, run_dir))
+            number = HydraConfig.get().job.num + 1
+            results = sweeps.run(
+                known.sweep, number, run_dir, given, lambda: _job({**given, "resume": "auto"}, run_dir)
+            )
             return _objective(results)
         try:
             _job(known.config or given, Path(HydraConfig.get().runtime.output_dir))

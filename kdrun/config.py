@@ -63,6 +63,22 @@ def integers(least: int) -> Rule:
     return check
 
 
+def numbers(low: float) -> Rule:
+    """A list of finite numbers above a limit; each becomes a float."""
+
+    def check(key, given):
+        if not isinstance(given, list):
+            raise _refused(key, given, f"a list of numbers above {low:g}", "[2,3]")
+        return [number(low, low_included=False)(key, one) for one in given]
+
+    return check
+
+
+def optional(rule: Rule) -> Rule:
+    """What another rule allows, or null."""
+    return lambda key, given: None if given is None else rule(key, given)
+
+
 def boolean(key: str, given: Any) -> bool:
     """true or false."""
     if not isinstance(given, bool):
@@ -84,16 +100,18 @@ def texts(key: str, given: Any) -> str | list[str]:
     return given
 
 
+def names(key: str, given: Any) -> list[str]:
+    """A list of texts, none of them empty."""
+    if not isinstance(given, list):
+        raise _refused(key, given, "a list of names", "[embedding]")
+    return [text(key, one) for one in given]
+
+
 def folder_name(key: str, given: Any) -> str | None:
     """A word that can be a folder's name, of at most 100 bytes, or null."""
     if given is not None and not (isinstance(given, str) and _FOLDER_NAME.fullmatch(given)):
         raise _refused(key, given, "at most 100 letters, digits and any of _.+=-, not beginning with a dot", "mine")
     return given
-
-
-def optional_text(key: str, given: Any) -> str | None:
-    """A text that is not empty, or null."""
-    return None if given is None else text(key, given)
 
 
 def switch(key: str, given: Any) -> str:
@@ -124,17 +142,27 @@ RULES: dict[str, Rule] = {
     "evaluation_batch_size": integer(1),
     "inference_batch_size": integer(1),
     "temperature": number(0, low_included=False),
+    "temperature_end": optional(number(0, low_included=False)),
     "alpha": number(0, 1),
+    "alpha_end": optional(number(0, 1)),
+    "alpha_warmup_epochs": number(0),
+    "annealing": one_of("linear", "cosine"),
     "precision": one_of("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     "outputs": text,
     "reuse": boolean,
-    "resume": optional_text,
+    "resume": optional(text),
     "every_minutes": number(0, low_included=False),
     "cache": switch,
     "cache_dir": text,
     "clear": boolean,
     "yes": boolean,
-    "run": text,
+    "run": texts,
+    "combine": one_of("probabilities", "logits"),
+    "weights": optional(numbers(0)),
+    "logits": optional(text),
+    "shuffle": one_of("none", "within_class", "all"),
+    "cache_features": boolean,
+    "classifier": one_of("own", "teacher"),
     "runs": texts,
     "sweep": folder_name,
     "path": text,
@@ -161,7 +189,29 @@ RULES: dict[str, Rule] = {
     "nesterov": boolean,
     "schedule": one_of("constant", "cosine"),
     "warmup_epochs": number(0),
+    "weight": number(0),
+    "weight_end": optional(number(0)),
     "scale_by_temperature_squared": boolean,
+    "standardise_logits": boolean,
+    "zero_mean": boolean,
+    "target_weight": number(0),
+    "non_target_weight": number(0),
+    "inter_weight": number(0),
+    "intra_weight": number(0),
+    "temperatures": numbers(0),
+    "batch_weight": number(0),
+    "class_weight": number(0),
+    "smoothing": number(0, 1),
+    "probability": number(0, 1, low_included=False, high_included=False),
+    "layers": names,
+    "distance_weight": number(0),
+    "angle_weight": number(0),
+    "gamma": number(0, low_included=False),
+    "order": integer(1, 10),
+    "dimensions": integer(1),
+    "negatives": integer(1),
+    "contrastive_temperature": number(0, low_included=False),
+    "module": text,
     "histograms": boolean,
     "measure_latency": boolean,
 }
@@ -189,6 +239,8 @@ def unknown_key(key: str, known: Mapping) -> InputError:
     near = near or get_close_matches(key, known, 3, 0.6) or get_close_matches(key.split(".")[-1], known, 3, 0.6)
     near = near or [k for k in known if k.startswith(f"{key}.")][:3]
     hint = f"Did you mean {', '.join(near)}?" if near else "See kdrun --cfg job for every key."
+    if key == "objective.module":
+        hint = "It goes with objective=own. Add that."
     return InputError(f"{key}: there is no such key. {hint}")
 
 

@@ -60,6 +60,11 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def free(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    return shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
+
+
 def readable(count: int) -> str:
     """Bytes as a person says them."""
     for unit, worth in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdrun import models, runs
-from kdrun.data import datasets
+from kdrun.data import batches, datasets
 from kdrun.errors import InputError
-from kdrun.teachers import checkpoint
+from kdrun.objectives import choosing
+from kdrun.teachers import cache, checkpoint, file
 
 
 def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
@@ -18,6 +19,8 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     if stage == "cache" and config["cache"]["clear"]:
         pass  # about what is there, whatever it was made from
     elif stage == "evaluate":
+        if not isinstance(config["run"], str):
+            raise InputError(f"run must be one run directory, got {config['run']}.")
         record = runs.read(config["run"])
         _check_evaluated(config["run"], record)
         _training_size(record["config"]["data"])
@@ -29,9 +32,13 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
             _check_role(config, role, training_size)
         if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
             raise InputError("optimizer.nesterov=true needs momentum, got 0. Set optimizer.momentum=0.9 or the like.")
-        datasets.load(config["data"])
-        if stage in ("distill", "cache") or (stage == "pipeline" and config["teacher"]["run"] != "auto"):
-            checkpoint.locate(config, overrides)
+        dataset = datasets.load(config["data"])
+        if stage == "cache":
+            checkpoint.sources(config, overrides)
+        if stage in ("distill", "pipeline"):
+            choosing.check(config["objective"], dataset.num_classes)
+            trained_first = stage == "pipeline" and config["teacher"]["run"] == "auto"
+            _check_teachers(config, dataset, None if trained_first else checkpoint.sources(config, overrides))
         if stage == "cache" or config["teacher"]["cache"] == "on":
             runs.check_writable("cache_dir", Path(config["cache_dir"]))
     runs.check_writable("outputs", Path(config["outputs"]) / stage)
@@ -84,6 +91,47 @@ def _check_role(config: Mapping, role: str, training_size: int) -> None:
             f"{config[owner]['model']['name']}: its last pooling would have nothing to pool. "
             f"Set data.image_size={smallest} or more."
         )
+
+
+def _check_teachers(config: Mapping, dataset: datasets.Dataset, sources: Sequence[Path] | None) -> None:
+    """What those who teach must have in common with what is asked of them. None: the configured teacher, trained first.
+
+    Raises InputError.
+    """
+    teacher, objective = config["teacher"], config["objective"]
+    layers, asked_for = choosing.layers(objective), "+".join(choosing.chosen(objective))
+    count = 1 if sources is None else len(sources)
+    of_a_file = bool(sources) and sources[0].is_file()
+    if teacher["weights"] is not None and len(teacher["weights"]) != count:
+        raise InputError(f"teacher.weights={teacher['weights']} must be one for each teacher, and there are {count}.")
+    if config["stage"] == "pipeline" and (count > 1 or teacher["logits"]):
+        raise InputError("stage=pipeline takes one teacher's run. For others, run stage=distill.")
+    if of_a_file:
+        file.logits(sources[0], dataset)
+        if batches.view_count(**config["data"]["augment"]) > 1:
+            raise InputError(
+                "teacher.logits holds one answer for each image, and augmentation shows others. Set data.augment to "
+                "none (jitter=0, flip=false), or give a teacher.run."
+            )
+    if (layers or config["student"]["classifier"] == "teacher") and (count != 1 or of_a_file):
+        given = "a file of logits" if of_a_file else f"{count} teachers"
+        raise InputError(
+            f"objective={asked_for}, student.classifier={config['student']['classifier']}: {given} cannot give a "
+            "network's features or classifier. Take an objective on logits, or the run of one teacher."
+        )
+    if layers:
+        ours = [*models.features(config["student"]["model"])]
+        ours += ["projection"] * (config["student"]["classifier"] == "teacher")
+        choosing.expanded(objective, ours, [*models.features(_teachers_model(config, sources))])
+    if teacher["shuffle"] != "none" and count and (layers or not (of_a_file or cache.wanted(config))):
+        raise InputError(
+            f"teacher.shuffle={teacher['shuffle']} permutes the teacher's kept logits, and here the teacher runs live. "
+            "Set teacher.cache=on, and take an objective on logits."
+        )
+
+
+def _teachers_model(config: Mapping, sources: Sequence[Path] | None) -> Mapping:
+    return config["teacher"]["model"] if sources is None else runs.read(sources[0])["model"]
 
 
 def _check_evaluated(run: str, record: Mapping) -> None:

@@ -14,9 +14,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from kdrun import config, resuming, runs, sweeps
+from kdrun import config, gpus, resuming, runs, sweeps
 from kdrun.commands import quoted
 from kdrun.errors import InputError
+from kdrun.objectives import choosing
 
 
 def config_dir() -> Path:
@@ -73,7 +74,10 @@ def checked(options: argparse.Namespace) -> Checked:
         for job in _jobs(overrides) if options.multirun else [overrides]:
             composed = hydra.compose(options.config_name or "config", job + searched, return_hydra_config=True)
             choices = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items()]
-            values = config.check(plain(composed), _reference(choices + searched))
+            given = plain(composed)
+            if composed.hydra.runtime.choices.get("objective") is None:  # a list, which Hydra does not name there
+                choices.append(_objectives(given))
+            values = config.check(given, _reference(choices + searched))
             resumes = values["resume"] not in (None, "auto")
             if resumes:
                 if options.multirun:
@@ -133,6 +137,12 @@ def _presets(choice: str, overrides: list[str]) -> list[str]:
         OmegaConf.load(config_dir() / "hydra" / "presets" / f"{choice}.yaml"), resolve=False
     )
     values = {f"hydra.{key}": value for key, value in config.flatten(preset)}
+    if here := gpus.visible():  # a job on each GPU, instead of on each core; see gpus.pin
+        values |= {
+            "joblib": {"hydra.launcher.n_jobs": len(here)},
+            "submitit_local": {"hydra.launcher.gpus_per_node": len(here)},  # it would hide them
+            "ray": {"hydra.launcher.ray.remote.num_gpus": 1},
+        }.get(choice, {})
     return [
         f"++{key}={quoted(value) if isinstance(value, str) else value}"
         for key, value in values.items()
@@ -155,12 +165,12 @@ def _resumed(given: Mapping, overrides: list[str], searched: list[str]) -> dict:
             "model@teacher.model": saved["teacher"]["model"]["name"],
             "model@student.model": saved["student"]["model"]["name"],
             "optimizer": saved["optimizer"]["name"],
-            "objective": saved["objective"]["name"],
+            "objective": _objectives(saved).partition("=")[2],
         }
     except (KeyError, TypeError) as error:
         raise InputError(f"{given['resume']}: the config in its run.json lacks {error}. It was changed.") from error
     for group, name in names.items():
-        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        if not isinstance(name, str) or not re.fullmatch(r"\w+|\[\w+(,\w+)*\]", name):
             raise InputError(f"{given['resume']}: {group}={name!r} in its run.json cannot be. It was changed.")
     try:
         reference = _reference([f"{group}={name}" for group, name in names.items()] + searched)
@@ -187,6 +197,14 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
     return jobs
 
 
+def _objectives(given: Mapping) -> str:
+    """The override that chooses a config's objectives."""
+    names = choosing.chosen(given.get("objective") or {})
+    if not names:
+        raise InputError("objective must name at least one. Write objective=kd.")
+    return f"objective=[{','.join(names)}]"
+
+
 def plain(composed: DictConfig) -> dict:
     """A composed config without Hydra's own part, resolved, as plain dictionaries."""
     hydra_left_out = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
@@ -195,7 +213,7 @@ def plain(composed: DictConfig) -> dict:
 
 def _reference(choices: list[str]) -> dict:
     """The config of some choices of groups with nothing else set, as it stands in the files."""
-    kept = [choice for choice in choices if not choice.startswith(("hydra/", "experiment="))]
+    kept = [choice for choice in choices if not choice.startswith(("hydra/", "experiment=", "control="))]
     return OmegaConf.to_container(hydra.compose("config", kept), resolve=False)
 
 

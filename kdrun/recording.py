@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from kdrun import commands, files, manifest, runs
+from kdrun import commands, files, gpus, manifest, runs
 from kdrun.errors import Diverged, InputError, KdrunError, Stopped
 
 log = logging.getLogger(__name__)
@@ -242,6 +242,7 @@ def _environment() -> dict:
             "name": platform.node(),
             "cpus": os.cpu_count(),
             "machine": platform.machine(),
+            "gpus": gpus.visible(),
             "python": platform.python_version(),
         },
         "pid": os.getpid(),

@@ -12,6 +12,7 @@ _PACKAGES = {
     "data": "kdrun.data",
     "model": "kdrun.models",
     "smallest_image_size": "kdrun.models",
+    "features": "kdrun.models",
     "optimizer": "kdrun.training",
     "objective": "kdrun.objectives",
     "stage": "kdrun.stages",

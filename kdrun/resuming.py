@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdrun import config as rules
-from kdrun import files, runs
+from kdrun import runs
 from kdrun.errors import InputError
 
 STAGES = (*runs.TRAINING, "pipeline")  # the others are done in no time
@@ -38,8 +38,9 @@ def interrupted(config: Mapping) -> Path | None:
     if stage == "pipeline":
         depends = runs.pipeline_identity(config, dataset_sha256)
     else:
-        teacher = files.sha256(checkpoint.locate(config) / checkpoint.WEIGHTS) if stage == "distill" else None
-        depends = runs.identity(config, stage, dataset_sha256, teacher)
+        sources = checkpoint.sources(config) if stage == "distill" else []
+        weights = [checkpoint.weights_of(source) for source in sources]
+        depends = runs.identity(config, stage, dataset_sha256, weights)
     return runs.interrupted(config["outputs"], depends)
 
 
@@ -79,9 +80,9 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> dict:
                 "Leave it out, or start a new run."
             )
     changed = {key: asked[key] for key in keys if key in FREE} | {"resume": str(run_dir)}
-    teacher = record.get("teacher", {}).get("run")
-    if values["teacher.run"] == "auto" and teacher and Path(teacher).is_dir():
-        changed["teacher.run"] = teacher  # not a newer one like it
+    teachers = [teacher["run"] for teacher in record.get("teachers", ())]
+    if values["teacher.run"] == "auto" and teachers and Path(teachers[0]).is_dir():
+        changed["teacher.run"] = teachers[0]  # not a newer one like it
     changed |= _more_epochs(record, values, {key: asked[key] for key in keys if key == "epochs" or key in ROLES})
     config = _with(record["config"], changed)
     if not Path(run_dir).resolve().is_relative_to(Path(config["outputs"]).resolve()):

@@ -6,7 +6,7 @@ No TensorFlow in here: runs are looked up before it is known whether anything ha
 import json
 import platform
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,11 @@ from filelock import FileLock, Timeout
 from kdrun import files, manifest
 from kdrun.errors import InputError
 
-_FORMAT = 2  # raise when the same config would no longer give the same result
+_FORMAT = 3  # raise when the same config would no longer give the same result
 TRAINING = ("teacher", "student", "distill")  # stages that train one network
 HEARTBEAT_SECONDS = 15
+# keys of the config that only distilling depends on
+DISTILLING = ("temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective")
 
 
 def create(outputs: str, stage: str) -> Path:
@@ -31,8 +33,11 @@ def create(outputs: str, stage: str) -> Path:
     raise InputError(f"{base}: a thousand runs were started in this second. Wait a moment.")
 
 
-def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: str | None = None) -> dict:
-    """Everything that the result of a training stage depends on, as plain values."""
+def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: Sequence[str] = ()) -> dict:
+    """Everything that the result of a training stage depends on, as plain values.
+
+    `teacher_weights` are sums of the weights, or of the file of logits, of each who teaches.
+    """
     role = "teacher" if stage == "teacher" else "student"
     depends = {
         "format": _FORMAT,
@@ -48,9 +53,13 @@ def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: 
         "dataset_sha256": dataset_sha256,
     }
     if stage == "distill":
-        depends |= {key: config[key] for key in ("temperature", "alpha", "objective")}
-        depends["teacher_weights"] = teacher_weights
+        depends |= {key: config[key] for key in DISTILLING}
+        if module := config["objective"].get("module"):
+            depends["objective"] = {**config["objective"], "module": files.sha256(Path(module))}
+        depends["teachers"] = {key: config["teacher"][key] for key in ("combine", "weights", "shuffle")}
+        depends["teacher_weights"] = list(teacher_weights)
         depends["teacher_inference_batch_size"] = config["teacher"]["inference_batch_size"]
+        depends["classifier"] = config["student"]["classifier"]
     return depends
 
 
@@ -59,7 +68,7 @@ def pipeline_identity(config: Mapping, dataset_sha256: str) -> dict:
     return {
         "stage": "pipeline",
         "stages": [identity(config, stage, dataset_sha256) for stage in TRAINING],
-        "teacher": config["teacher"]["run"],
+        "teacher": [config["teacher"][key] for key in ("run", "logits")],
     }
 
 

@@ -42,15 +42,15 @@ def job_dir(sweep: Sweep, values: Mapping, overrides: Sequence[str]) -> Path:
     return Path(sweep.folder) / f"{name}-{manifest.digest(kept)[:8]}"
 
 
-def run(sweep: Sweep, run_dir: Path, config: Mapping, work: Callable[[], dict]) -> dict | None:
-    """Do a job's work unless it is done, and return its results; None when it failed, which is recorded.
+def run(sweep: Sweep, number: int, run_dir: Path, config: Mapping, work: Callable[[], dict]) -> dict | None:
+    """Do the work of a command's job with that number, counted from 1, unless it is done, and return its results; None
+    when it failed, which is recorded.
 
     `work` is to go on with a run that is in `run_dir`. A signal ends the whole sweep: SystemExit.
     """
     found = done(sweep)
-    left = "" if sweep.total is None else f" of {sweep.total}"
-    said = f"job {found.total() + (not (run_dir / 'run.json').exists())}{left}: {run_dir.name}"
-    log.info("%s  |  %d done, %d failed%s", said, found["completed"], found["failed"], _time_left(sweep, found))
+    said = f"job {number}{'' if sweep.total is None else f' of {sweep.total}'}: {run_dir.name}"
+    log.info("%s  |  %d done, %d failed%s", said, found["completed"], found["failed"], _time_left(sweep, number))
     if _completed(run_dir):
         log.info("%s is completed already", run_dir)
         return runs.read(run_dir).get("results")
@@ -113,11 +113,10 @@ def _completed(run_dir: Path) -> bool:
     return record["status"] == "completed" and not runs.damaged(run_dir, {"files": {}, **record})
 
 
-def _time_left(sweep: Sweep, found: Counter) -> str:
+def _time_left(sweep: Sweep, number: int) -> str:
     if sweep.total is None or not _seconds:
         return ""
-    left = (sweep.total - found["completed"] - found["failed"]) * sum(_seconds) / len(_seconds)
-    return f", about {_readable(max(0.0, left))} left"
+    return f", about {_readable((sweep.total - number + 1) * sum(_seconds) / len(_seconds))} left"
 
 
 def _readable(seconds: float) -> str:

@@ -98,7 +98,7 @@ BAD_VALUES = {
     "data=nope": ["data=nope", "fashion_mnist, mnist, npz"],
     "model@student.model=nope": ["model=nope", "convnet, densenet, densenet_12, mlp"],
     "optimizer=nope": ["optimizer=nope", "adabelief, adam, sgd"],
-    "objective=nope": ["objective=nope", "Allowed: kd"],
+    "objective=nope": ["objective=nope", "Allowed: attention, contrastive", " kd, "],
     "stage=nope": ["stage=nope", "distill, evaluate, pipeline, student, teacher"],
     "experiment=nope": ["experiment=nope", "keras_example, notebook, notebook_32, quick, tuned_32"],
     "precision=nope": ["precision must be one of auto, float32, mixed_bfloat16, mixed_float16", "'nope'"],
@@ -532,7 +532,7 @@ def test_a_good_teacher_passes_the_checks(command, tmp_path, write_run, on_npz):
             ["stage=distill", "model@student.model=mlp", "model@teacher.model=convnet", "teacher.model.filters=[8,16]"],
             ["model@teacher.model=convnet", "teacher.model.filters=[8,16]"],
         ),
-        (["stage=distill", "objective.scale_by_temperature_squared=false", "optimizer=adam"], ["optimizer=adam"]),
+        (["stage=distill", "objective.kd.scale_by_temperature_squared=false", "optimizer=adam"], ["optimizer=adam"]),
         (["stage=distill", "outputs='my runs'", "data.train_size=500"], ["outputs='my runs'", "data.train_size=500"]),
         (["stage=distill", "++temperature=3", "++alpha=0.5", "++epochs=2"], ["++epochs=2"]),
         (["-m", "stage=distill", "temperature=2,5", "alpha=0.5,0.9", "epochs=2"], ["epochs=2"]),
@@ -683,7 +683,7 @@ def test_completion_is_installed_for(command, tmp_path, shell, wanted):
         ("kdrun stage=", {f"stage={name}" for name in STAGES}),
         ("kdrun stage=teacher optimizer=ada", {"optimizer=adabelief", "optimizer=adam"}),
         ("kdrun teacher.r", {"teacher.run="}),
-        ("kdrun temp", {"temperature="}),
+        ("kdrun temp", {"temperature=", "temperature_end="}),
     ],
 )
 def test_completion_offers(command, tmp_path, monkeypatch, shell, line, wanted):

@@ -210,7 +210,7 @@ def test_a_run_json_cannot_name_files_as_groups(command, tmp_path, name):
     run_dir.mkdir(parents=True)
     model = {"model": {"name": "mlp"}}
     chosen = {"data": {"name": name}, "teacher": model, "student": model, "stage": "student", "outputs": "outputs"}
-    config = chosen | {"optimizer": {"name": "adam"}, "objective": {"name": "kd"}, "resume": None}
+    config = chosen | {"optimizer": {"name": "adam"}, "objective": {"kd": {}}, "resume": None}
     record = {"stage": "student", "status": "interrupted", "config": config}
     (run_dir / "run.json").write_text(json.dumps(manifest.sealed(record)))
     ended = command(f"resume={run_dir}")

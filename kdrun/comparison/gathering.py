@@ -12,11 +12,12 @@ import pandas as pd
 from kdrun import config as rules
 from kdrun import manifest, runs
 from kdrun.errors import InputError
+from kdrun.objectives import choosing
 from kdrun.training import metrics
 
 _DEPTH = 4  # folders below a given one in which runs are looked for
 _NOT_THE_SEED = ("seed", "teacher_weights")
-_DISTILLING_ALONE = ("stage", "temperature", "alpha", "objective", "teacher_inference_batch_size")
+_DISTILLING_ALONE = ("stage", *runs.DISTILLING, "teachers", "teacher_inference_batch_size", "classifier")
 
 
 def frame(*places: str | Path) -> pd.DataFrame:
@@ -88,15 +89,20 @@ def _identified(record: Mapping) -> dict:
     """Whom a run is compared with: `group` holds the runs that differ from it in the seed alone, `student` those whose
     student has the same network, data, epochs and steps, distilled or not."""
     identity = {key: value for key, value in record["identity"].items() if key not in _NOT_THE_SEED}
-    if teacher := record.get("teacher", {}).get("identity"):
-        identity["teacher"] = {key: value for key, value in teacher.items() if key not in _NOT_THE_SEED}
+    teachers = record.get("teachers", [])
+    if teachers:
+        identity["teacher"] = [
+            {key: value for key, value in (teacher["identity"] or {}).items() if key not in _NOT_THE_SEED}
+            or teacher["weights_sha256"]
+            for teacher in teachers
+        ]
     student = {key: value for key, value in identity.items() if key not in (*_DISTILLING_ALONE, "teacher")}
     return {
         "seed": record["seed"],
         "group": manifest.digest(identity)[:8],
         "student": manifest.digest(student)[:8],
         "identity": identity,
-        "teacher": record.get("teacher", {}).get("run", ""),
+        "teacher": [teacher["run"] for teacher in teachers],
     }
 
 
@@ -112,6 +118,9 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "weights_bytes": (run_dir / "checkpoints" / "best.weights.h5").stat().st_size,
         "epochs": record["identity"]["epochs"],
         "steps": results["steps"],
+        "objective": "+".join(choosing.chosen(record["identity"].get("objective", {}))),
+        "control": (control := _control(record["identity"])),
+        "kind": "control" if control else record["stage"],
         "temperature": record["identity"].get("temperature"),
         "alpha": record["identity"].get("alpha"),
         "validation_accuracy": validation["accuracy"],
@@ -128,6 +137,16 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "images_per_second": results["images_per_second"],
         **{f"latency_{name}": value for name, value in results.get("latency", {}).items()},
     }
+
+
+def _control(identity: Mapping) -> str:
+    """What a distilled student is a control for, if it is one: it has heard no teacher, or somebody else's answers."""
+    if identity["stage"] != "distill":
+        return ""
+    if not choosing.need_teacher(identity["objective"]):
+        return "+".join(choosing.chosen(identity["objective"])).replace("_", " ")
+    shuffle = identity["teachers"]["shuffle"]
+    return {"none": "", "all": "shuffled teacher"}.get(shuffle, f"teacher shuffled {shuffle}".replace("_", " "))
 
 
 def _shown(value):

@@ -15,25 +15,34 @@ MEASURED = (
     *("validation_cross_entropy", "test_accuracy", "errors", "count", "cross_entropy", "brier", "calibration_error"),
     *("teacher_agreement", "teacher_kl"),
 )
+_ALIKE = ("stage", "kind", "model", "student", "epochs", "steps", "objective", "control", "temperature", "alpha")
 _SIGNIFICANT = 0.05
 _RESAMPLES = 9999
 
 
 class Verdict(NamedTuple):
-    """The sentence, and what it rests on: the groups with their tests, and baselines that were refused."""
+    """The sentence, what it rests on: the groups with their tests, and what else is to be said: how the best group
+    stands against controls, and baselines that were refused."""
 
     sentence: str
     groups: pd.DataFrame
+    controls: list[str]
     refused: list[str]
 
 
 def judge(runs: pd.DataFrame) -> Verdict:
     """Compare every group of distilled students with its baseline; the best by validation is the one spoken of."""
-    usable = runs[runs["problem"] == ""]
+    usable, repeated = runs[runs["problem"] == ""], []
     usable = usable[usable["stage"].isin(["teacher", "student", "distill"])] if len(usable) else usable
+    if len(usable):  # the same seed twice is no second seed
+        again = usable.duplicated(["group", "seed"])
+        repeated = [
+            f"{run} is not counted: it has the seed of another run of its group" for run in usable[again]["run"]
+        ]
+        usable = usable[~again]
     groups = grouped(usable)
     distilled = groups[groups["stage"] == "distill"].copy() if len(groups) else groups
-    refused, tested = [], {}
+    refused, tested = repeated, {}
     for name, group in distilled.iterrows():
         alone = usable[(usable["stage"] == "student") & (usable["student"] == group["student"])]
         if alone.empty:
@@ -44,7 +53,7 @@ def judge(runs: pd.DataFrame) -> Verdict:
     if len(tests) and tests["p_t"].notna().any():
         tests["p"] = holm(tests["p_t"])
     groups = groups.join(tests)
-    return Verdict(_sentence(groups, usable, tests), groups, sorted(set(refused)))
+    return Verdict(_sentence(groups, usable, tests), groups, _controls(groups, usable), sorted(set(refused)))
 
 
 def grouped(runs: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +67,7 @@ def grouped(runs: pd.DataFrame) -> pd.DataFrame:
         accuracy = group["test_accuracy"].to_numpy(float)
         low, high = interval(accuracy)
         rows[name] = {
-            **{key: first[key] for key in ("stage", "model", "student", "epochs", "steps", "temperature", "alpha")},
+            **{key: first[key] for key in _ALIKE},
             "n": len(group),
             **{key: pd.to_numeric(group[key]).mean() for key in MEASURED},
             **{key: pd.to_numeric(group[key]).mean() for key in group.columns if key.startswith("latency_")},
@@ -96,14 +105,16 @@ def compared(distilled: pd.DataFrame, alone: pd.DataFrame) -> dict:
     low, high = interval(gains)
     several, differ = len(gains) > 1, bool(np.any(gains))
     spread = several and np.ptp(gains) > 0
+    ranks = stats.wilcoxon(gains).pvalue if several and differ else 1.0 if several else np.nan
     return {
         "pairs": len(gains),
         "gain": gains.mean() if len(gains) else np.nan,
         "gain_std": gains.std(ddof=1) if several else np.nan,
         "gain_low": low,
         "gain_high": high,
-        "p_t": stats.ttest_1samp(gains, 0.0).pvalue if spread else float(not differ) if several else np.nan,
-        "p_wilcoxon": stats.wilcoxon(gains).pvalue if several and differ else 1.0 if several else np.nan,
+        # gains that are all the same have no spread, which t takes for certainty, however few they are
+        "p_t": stats.ttest_1samp(gains, 0.0).pvalue if spread else ranks,
+        "p_wilcoxon": ranks,
         "p_mcnemar": stats.binomtest(better, better + worse).pvalue if better + worse else 1.0,
         "better": better,
         "worse": worse,
@@ -120,8 +131,9 @@ def holm(p_values: pd.Series) -> pd.Series:
 
 
 def best(groups: pd.DataFrame) -> str | None:
-    """The group of distilled students with the highest mean validation accuracy, lower cross-entropy among equals."""
-    distilled = groups[groups["stage"] == "distill"] if len(groups) else groups
+    """The group of distilled students, no control, with the highest mean validation accuracy, lower cross-entropy among
+    equals."""
+    distilled = groups[groups["kind"] == "distill"] if len(groups) else groups
     if distilled.empty:
         return None
     order = distilled.sort_values(["validation_accuracy", "validation_cross_entropy"], ascending=[False, True])
@@ -149,6 +161,8 @@ def _sentence(groups: pd.DataFrame, usable: pd.DataFrame, tests: pd.DataFrame) -
         return "Nothing to compare: no distilled student is among the completed runs."
     chosen = groups.loc[name]
     where = f"T = {chosen['temperature']:g}, alpha = {chosen['alpha']:g}, chosen on validation"
+    if groups.loc[groups["kind"] == "distill", "objective"].nunique() > 1 or chosen["objective"] != "kd":
+        where = f"{chosen['objective']}, {where}"
     if not len(tests) or name not in tests.index or not chosen["pairs"]:
         return f"Not enough runs to tell: the same student trained alone is missing. {_advice(usable, name)}"
     if chosen["pairs"] < 2:
@@ -162,6 +176,23 @@ def _sentence(groups: pd.DataFrame, usable: pd.DataFrame, tests: pd.DataFrame) -
     if significant:
         return f"Distilling did harm: {gain} ({basis})."
     return f"No evidence that distilling helped: {gain} ({basis})."
+
+
+def _controls(groups: pd.DataFrame, usable: pd.DataFrame) -> list[str]:
+    """How the best group stands against each control of the same student: what is left is the teacher's knowledge."""
+    name = best(groups)
+    if name is None:
+        return []
+    of_student = groups[(groups["kind"] == "control") & (groups["student"] == groups.loc[name, "student"])]
+    ours = usable[usable["group"] == name]
+    found = {control: compared(ours, usable[usable["group"] == control]) for control in of_student.index}
+    corrected = holm(pd.Series({control: tests["p_t"] for control, tests in found.items()}, dtype=float))
+    return [
+        f"Over the control '{groups.loc[control, 'control']}': {100 * tests['gain']:+.2f} ± "
+        f"{100 * tests['gain_std']:.2f} points test accuracy ({tests['pairs']} seeds, p = {_p(corrected[control])})."
+        for control, tests in found.items()
+        if tests["pairs"] > 1
+    ]
 
 
 def _gap(groups: pd.DataFrame, chosen: pd.Series) -> str:
@@ -186,7 +217,9 @@ def _advice(usable: pd.DataFrame, name: str) -> str:
     ]
     own = [word for word in given if word.startswith(("temperature=", "alpha=", "objective", "distill.", "teacher."))]
     common = [word for word in given if word not in own]
-    seeds: Sequence[str] = ["seed=0,1,2,3,4", f"teacher.run={run['teacher']}"]
+    seeds: Sequence[str] = ["seed=0,1,2,3,4"]
+    if len(run["teacher"]) == 1:
+        seeds = [*seeds, f"teacher.run={run['teacher'][0]}"]
     values = [f"temperature={run['temperature']:g}", f"alpha={run['alpha']:g}"]
     alone = shlex.join(["kdrun", "-m", "stage=student", *common, seeds[0]])
     rest = [word for word in own if not word.startswith(("temperature=", "alpha=", "teacher.run="))]

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-_ORDER, _VIEW = 0, 1  # streams of random numbers that must not meet
+_ORDER, _VIEW, _SHUFFLE = 0, 1, 2  # streams of random numbers that must not meet
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
@@ -46,6 +46,16 @@ def stream(seed: int, step: int, count: int, batch_size: int, size: int, views: 
         indices[here] = order[offsets[here]]
         chosen[here] = view[indices[here]]
     return indices.reshape(count, batch_size), chosen.reshape(count, batch_size)
+
+
+def shuffled(seed: int, labels: np.ndarray, how: str) -> np.ndarray:
+    """For each image, the one whose teacher's answer it is given: itself for `none`, else by a permutation of `all`
+    images, or of those of its class (`within_class`); int64 [n]."""
+    order, random = np.arange(len(labels)), np.random.default_rng([seed, 0, _SHUFFLE])
+    groups = [order] if how == "all" else [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for group in groups if how != "none" else ():
+        order[group] = random.permutation(group)
+    return order
 
 
 @lru_cache(maxsize=4)

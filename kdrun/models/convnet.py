@@ -3,6 +3,14 @@
 from kdrun.registry import register
 
 
+@register("features", "convnet")
+def features(model) -> dict[str, str]:
+    """Each convolution with what follows up to the next, and the last one's output as a vector."""
+    last = len(model["filters"])
+    stages = {f"conv{number}": f"conv{number}" + "_pool" * (number < last) for number in range(1, last + 1)}
+    return {**stages, "embedding": "embedding"}
+
+
 @register("model", "convnet")
 def convnet(inputs, num_classes: int, *, filters: list[int]):
     """Logits [batch, num_classes] of images [batch, height, width, channels].

@@ -12,6 +12,12 @@ def smallest_image_size(model) -> int:
     return 4 * entry - 3  # the entry flow divides by two twice, rounding up
 
 
+@register("features", "densenet")
+def features(model) -> dict[str, str]:
+    """Each dense block's output, and the pooled embedding."""
+    return {name: name for name in (*(f"block{n}" for n in range(1, len(model["blocks"]) + 1)), "embedding")}
+
+
 @register("model", "densenet")
 def densenet(inputs, num_classes: int, *, growth_rate: int, blocks: list[int]):
     """Logits [batch, num_classes] of images [batch, height, width, channels].

@@ -3,6 +3,13 @@
 from kdrun.registry import register
 
 
+@register("features", "mlp")
+def features(model) -> dict[str, str]:
+    """Each hidden layer, before its dropout; the embedding is the last one."""
+    hidden = [f"hidden{number}" for number in range(1, len(model["hidden_units"]) + 1)]
+    return {**{name: name for name in hidden}, "embedding": hidden[-1]}
+
+
 @register("model", "mlp")
 def mlp(inputs, num_classes: int, *, hidden_units: list[int], input_dropout: float, hidden_dropout: float):
     """Logits [batch, num_classes] of images [batch, height, width, channels]: dense layers with ReLU and dropout.

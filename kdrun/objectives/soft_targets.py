@@ -1,29 +1,158 @@
-"""Objectives on logits: student logits z and teacher logits v, both [batch, classes]."""
+"""Objectives on logits: student logits z, teacher logits v, both [batch, classes], softened by the temperature T.
+
+p = softmax(v/T), q = softmax(z/T). Every divergence is summed over classes and is a mean over the batch, and comes from
+log-softmax, never from clipped probabilities. Computed in float64, since at a high temperature a divergence is a small
+difference of large terms, which T^2 would blow up to nothing but rounding.
+"""
 
 import tensorflow as tf
 
+from kdrun.objectives.batch import Batch
 from kdrun.registry import register
+
+_EPSILON = 1e-7  # of logit standardisation
 
 
 @register("objective", "kd")
-def kd(z: tf.Tensor, v: tf.Tensor, temperature: tf.Tensor, *, scale_by_temperature_squared: bool) -> tf.Tensor:
-    """T^2 KL(softmax(v/T) || softmax(z/T)): summed over classes, mean over the batch; float32 scalar.
-
-    Computed in float64, since at a high temperature the divergence is a small difference of large terms, which T^2
-    would blow up to nothing but rounding.
+def kd(batch: Batch, *, scale_by_temperature_squared: bool, standardise_logits: bool) -> tf.Tensor:
+    """T^2 KL(p || q); float32 scalar.
 
     Soft targets (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2). Gradients of soft targets shrink with
-    1/T^2; the factor keeps their share beside the labels' loss when T changes. From log-softmax, never from clipped
-    probabilities.
+    1/T^2; the factor keeps their share beside the labels' loss when T changes.
     """
-    temperature = tf.cast(temperature, tf.float64)
-    z, v = tf.cast(z, tf.float64) / temperature, tf.cast(v, tf.float64) / temperature
-    log_p, log_q = tf.nn.log_softmax(v), tf.nn.log_softmax(z)
-    # exp(log_p) is exactly 0 where log_p is very negative, and 0 * finite is 0: extreme logits stay right
-    divergence = tf.reduce_mean(tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1))
-    return tf.cast(divergence * temperature**2 if scale_by_temperature_squared else divergence, tf.float32)
+    z, v, temperature = _prepared(batch, standardise_logits)
+    scale = temperature**2 if scale_by_temperature_squared else 1.0
+    return _mean(scale * divergence(tf.nn.log_softmax(v / temperature), tf.nn.log_softmax(z / temperature)))
+
+
+@register("objective", "logit_mse")
+def logit_mse(batch: Batch, *, zero_mean: bool, standardise_logits: bool) -> tf.Tensor:
+    """||z - v||^2 / 2; float32 scalar.
+
+    Matching logits (Ba and Caruana 2014, arXiv 1312.6184). With `zero_mean`, which takes each row's mean away first, it
+    is kd's limit for T -> infinity, times the number of classes (arXiv 1503.02531, section 2.1).
+    """
+    z, v, _ = _prepared(batch, standardise_logits)
+    difference = z - v
+    if zero_mean:
+        difference -= tf.reduce_mean(difference, axis=-1, keepdims=True)
+    return _mean(tf.reduce_sum(difference**2, axis=-1) / 2)
+
+
+@register("objective", "dkd")
+def dkd(batch: Batch, *, target_weight: float, non_target_weight: float, standardise_logits: bool) -> tf.Tensor:
+    """T^2 [target_weight KL(b_t || b_s) + non_target_weight KL(p^ || q^)]; float32 scalar.
+
+    Decoupled distillation (arXiv 2203.08679): b are the probabilities of (the label, the rest), hats are renormalised
+    over the other classes. kd is the same with weights of 1 and 1 - p_y. Needs three classes or more.
+    """
+    z, v, temperature = _prepared(batch, standardise_logits)
+    binary_p, others_p = _decoupled(v / temperature, batch.labels)
+    binary_q, others_q = _decoupled(z / temperature, batch.labels)
+    target, others = divergence(binary_p, binary_q), divergence(others_p, others_q)
+    return _mean(temperature**2 * (target_weight * target + non_target_weight * others))
+
+
+@register("objective", "dist")
+def dist(batch: Batch, *, inter_weight: float, intra_weight: float) -> tf.Tensor:
+    """inter_weight (1 - correlation of rows) + intra_weight (1 - correlation of columns), of p and q; float32 scalar.
+
+    DIST (arXiv 2205.10536): Pearson's correlations, means over rows (images) and over columns (classes). One without
+    variance counts as 0.
+    """
+    z, v, temperature = _prepared(batch)
+    q, p = tf.nn.softmax(z / temperature), tf.nn.softmax(v / temperature)
+    rows = 1.0 - tf.reduce_mean(_correlations(q, p))
+    columns = 1.0 - tf.reduce_mean(_correlations(tf.transpose(q), tf.transpose(p)))
+    return tf.cast(inter_weight * rows + intra_weight * columns, tf.float32)
+
+
+@register("objective", "nkd")
+def nkd(batch: Batch, *, non_target_weight: float, standardise_logits: bool) -> tf.Tensor:
+    """-p_y log q_y at T = 1, - non_target_weight T^2 sum over other classes of p^ log q^ at T; float32 scalar.
+
+    Normalised distillation (arXiv 2303.13005); hats are renormalised over the classes other than the label's.
+    """
+    z, v, temperature = _prepared(batch, standardise_logits)
+    log_p, log_q = (_of_labels(tf.nn.log_softmax(x), batch.labels) for x in (v, z))
+    _, others_p = _decoupled(v / temperature, batch.labels)
+    _, others_q = _decoupled(z / temperature, batch.labels)
+    entropy = -tf.reduce_sum(tf.exp(others_p) * others_q, axis=-1)
+    return _mean(-tf.exp(log_p) * log_q + non_target_weight * temperature**2 * entropy)
+
+
+@register("objective", "multi_level")
+def multi_level(
+    batch: Batch,
+    *,
+    temperatures: list[float],
+    batch_weight: float,
+    class_weight: float,
+    standardise_logits: bool,
+) -> tf.Tensor:
+    """kd summed over T and `temperatures`, and how alike images and classes are; float32 scalar.
+
+    Multi-level logit distillation (MLKD, CVPR 2023), with batch_weight ||q q' - p p'||^2 / batch and class_weight
+    ||q' q - p' p||^2 / classes, at T.
+    """
+    z, v, temperature = _prepared(batch, standardise_logits)
+    instances = 0.0
+    for each in (temperature, *temperatures):
+        instances += each**2 * divergence(tf.nn.log_softmax(v / each), tf.nn.log_softmax(z / each))
+    q, p = tf.nn.softmax(z / temperature), tf.nn.softmax(v / temperature)
+    size, classes = tf.unstack(tf.cast(tf.shape(q), q.dtype))
+    images = tf.matmul(q, q, transpose_b=True) - tf.matmul(p, p, transpose_b=True)
+    relations = tf.matmul(q, q, transpose_a=True) - tf.matmul(p, p, transpose_a=True)
+    levels = batch_weight * tf.reduce_sum(images**2) / size + class_weight * tf.reduce_sum(relations**2) / classes
+    return _mean(instances) + tf.cast(levels, tf.float32)
 
 
 def cross_entropy(z: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Mean cross-entropy of integer labels [batch] under softmax(z); float32 scalar."""
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(z, tf.float32)))
+
+
+def divergence(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
+    """KL(p || q) of each row of log-probabilities [batch, classes]."""
+    # exp(log_p) is exactly 0 where log_p is very negative, and 0 * finite is 0: extreme logits stay right
+    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def _prepared(batch: Batch, standardise_logits: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """z, v and T in float64; with `standardise_logits` (arXiv 2403.01427) rows have mean 0 and standard deviation 1."""
+    z, v = tf.cast(batch.logits, tf.float64), tf.stop_gradient(tf.cast(batch.teacher_logits, tf.float64))
+    if standardise_logits:
+        z, v = _standardised(z), _standardised(v)
+    return z, v, tf.cast(batch.temperature, tf.float64)
+
+
+def _standardised(x: tf.Tensor) -> tf.Tensor:
+    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+    variance = tf.reduce_mean(centred**2, axis=-1, keepdims=True)
+    # equal logits have no deviation, where a root has no gradient
+    deviation = tf.where(variance > 0, tf.sqrt(tf.where(variance > 0, variance, 1.0)), 0.0)
+    return centred / (deviation + _EPSILON)
+
+
+def _decoupled(x: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Log-probabilities of (label, rest) [batch, 2], and of the other classes among themselves [batch, classes - 1]."""
+    batch, classes = tf.unstack(tf.shape(x))
+    others = tf.boolean_mask(x, tf.one_hot(labels, classes, on_value=False, off_value=True, dtype=tf.bool))
+    others = tf.reshape(others, [batch, classes - 1])
+    rest = tf.reduce_logsumexp(others, axis=-1)
+    binary = tf.nn.log_softmax(tf.stack([_of_labels(x, labels), rest], axis=-1))
+    return binary, tf.nn.log_softmax(others)
+
+
+def _of_labels(x: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    return tf.gather(x, labels, batch_dims=1)
+
+
+def _correlations(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Pearson's correlation of each row of x with the same row of y."""
+    x, y = (tf.math.l2_normalize(a - tf.reduce_mean(a, axis=-1, keepdims=True), axis=-1, epsilon=1e-30) for a in (x, y))
+    return tf.reduce_sum(x * y, axis=-1)
+
+
+def _mean(values: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.reduce_mean(values), tf.float32)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from kdrun.comparison import gathering, testing
 from kdrun.data import datasets
 from kdrun.errors import InputError
+from kdrun.reports import events, page, plots
 from kdrun.reports import groups as rows
-from kdrun.reports import page, plots
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,19 @@ def report(runs: pd.DataFrame, folder: Path, table: bool = True) -> dict:
         if table:
             log.info("\n%s", rows.text(shown))
         _write_tables(verdict, shown, folder)
-    for note in verdict.refused:
+    for note in (*verdict.controls, *verdict.refused):
         log.info("%s", note)
     for run, problem in problems.itertuples(index=False):
         log.info("not used: %s: %s", run, problem)
     if len(verdict.groups):
         figures = _figures(runs[runs["problem"] == ""], verdict.groups)
-        _write_figures(figures, folder / "figures")
+        _write_figures(figures, folder)
         _write_page(runs, verdict, shown, problems, figures, folder / "report.html")
         log.info("compare: %s", folder / "report.html")
     return {
         "sentence": verdict.sentence,
         "groups": json.loads(verdict.groups.to_json(orient="index")),
+        "controls": verdict.controls,
         "refused": verdict.refused,
         "not_used": problems.to_dict("records"),
     }
@@ -87,14 +88,14 @@ def _figures(usable: pd.DataFrame, groups: pd.DataFrame) -> dict[str, Figure]:
 def _knowledge(usable: pd.DataFrame, run: str) -> Figure | None:
     row = usable[usable["run"] == run].iloc[0]
     try:
-        teacher = gathering.predictions(row["teacher"])[1]
+        teacher = gathering.predictions(row["teacher"][0])[1]
         labels, logits = gathering.predictions(run)
         keys = ("name", "path", "num_classes", "validation_size", "train_size", "test_size")
         given = {key: row.get(f"config.data.{key}") for key in keys}
         data = {key: None if pd.isna(value) else value for key, value in given.items()}
         sizes = {key: data[key] and int(data[key]) for key in keys[2:]}
         images = datasets.load({**data, **sizes}).test.images
-    except (OSError, KeyError, ValueError, InputError) as error:
+    except (OSError, KeyError, ValueError, IndexError, InputError) as error:
         log.info("compare: no figure of what the teacher knows: %s", error)
         return None
     if len(teacher) != len(labels) or len(images) != len(labels):
@@ -103,10 +104,12 @@ def _knowledge(usable: pd.DataFrame, run: str) -> Figure | None:
 
 
 def _write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
+    """As SVG and PNG below figures/, and as images in TensorBoard."""
+    (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         for suffix in ("svg", "png"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
+            figure.savefig(folder / "figures" / f"{name}.{suffix}", dpi=150)
+    events.write(folder / "tensorboard", {name: folder / "figures" / f"{name}.png" for name in figures})
 
 
 def _write_page(
@@ -130,7 +133,7 @@ def _write_page(
         sentence=verdict.sentence,
         counts=f"{len(usable)} runs in {len(verdict.groups)} groups",
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
-        notes=verdict.refused,
+        notes=[*verdict.controls, *verdict.refused],
         commands=page.commands(usable["command"]),
     )
 

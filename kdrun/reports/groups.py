@@ -11,14 +11,16 @@ from kdrun.reports.tables import NAMES
 
 
 def table(groups: pd.DataFrame, best: str | None) -> pd.DataFrame:
-    """Groups as people read them: a row each, texts; teachers first, then students alone, then the distilled."""
-    order = {stage: number for number, stage in enumerate(NAMES)}
+    """Groups as people read them: a row each, texts; teachers first, then students alone, controls, the distilled."""
+    order = {kind: number for number, kind in enumerate(("teacher", "student", "control", "distill"))}
+    several = groups.loc[groups["kind"] == "distill", "objective"].nunique() > 1
     rows = []
-    for name, group in sorted(groups.iterrows(), key=lambda item: order[item[1]["stage"]]):
+    for name, group in sorted(groups.iterrows(), key=lambda item: order[item[1]["kind"]]):
         get = group.get
         rows.append(
             {
-                "": f"{NAMES[group['stage']]}{' (best)' if name == best else ''}",
+                "": f"{group['control'] or NAMES[group['stage']]}{' (best)' if name == best else ''}",
+                "objective": group["objective"] if several else "",
                 "T": _number(group["temperature"], "{:g}"),
                 "alpha": _number(group["alpha"], "{:g}"),
                 "n": f"{group['n']:.0f}",

@@ -13,14 +13,19 @@ from kdrun.training import metrics
 STYLES = {
     "teacher": {"color": "#009E73", "linestyle": "-.", "marker": "^", "label": "teacher"},
     "student": {"color": "#D55E00", "linestyle": "--", "marker": "s", "label": "student alone"},
+    "control": {"color": "#777777", "linestyle": ":", "marker": "D", "label": "control"},
     "distill": {"color": "#0072B2", "linestyle": "-", "marker": "o", "label": "distilled student"},
 }
 _BINS = 15
 
 
 def heat_maps(groups: pd.DataFrame) -> Figure | None:
-    """Mean accuracy by temperature and alpha, on validation and test, n in each cell; None for fewer than two cells."""
-    distilled = groups[groups["stage"] == "distill"]
+    """Mean accuracy by temperature and alpha, on validation and test, n in each cell; None for fewer than two cells.
+
+    Of the objective with the most of them, controls left out.
+    """
+    distilled = groups[groups["kind"] == "distill"]
+    distilled = distilled[distilled["objective"].isin(distilled["objective"].mode()[:1])]
     if distilled[["temperature", "alpha"]].drop_duplicates().shape[0] < 2:
         return None
     temperatures, alphas = (sorted(distilled[key].unique()) for key in ("temperature", "alpha"))
@@ -86,11 +91,12 @@ def accuracy_against(groups: pd.DataFrame) -> Figure | None:
     """Test accuracy with its interval against parameters and, where it was measured, latency at batch 1."""
     kinds = [("parameters", "parameters")]
     if "latency_batch_1_median" in groups and groups["latency_batch_1_median"].notna().any():
-        kinds.append(("latency_batch_1_median", "seconds for one image (median)"))
+        groups = groups.assign(milliseconds=1e3 * groups["latency_batch_1_median"].astype(float))
+        kinds.append(("milliseconds", "milliseconds for one image (median)"))
     figure = Figure(figsize=(4.2 * len(kinds), 3.6), layout="constrained")
     for axes, (key, label) in zip(np.atleast_1d(figure.subplots(1, len(kinds), sharey=True)), kinds, strict=True):
         for stage, style in STYLES.items():
-            some = groups[groups["stage"] == stage]
+            some = groups[groups["kind"] == stage]
             if some.empty:
                 continue
             accuracy = 100 * some["test_accuracy"]
@@ -98,7 +104,8 @@ def accuracy_against(groups: pd.DataFrame) -> Figure | None:
                 100 * np.abs([some["test_accuracy_low"], some["test_accuracy_high"]] - some["test_accuracy"].to_numpy())
             )
             axes.errorbar(some[key], accuracy, yerr=errors, capsize=2, alpha=0.8, **{**style, "linestyle": "none"})
-        axes.set_xscale("log")
+        if groups[key].max() > 10 * groups[key].min():
+            axes.set_xscale("log")
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("test accuracy, %")

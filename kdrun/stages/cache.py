@@ -24,10 +24,12 @@ def fill_or_clear(config: Mapping, run_dir: Path) -> dict:
 
 def _fill(config: Mapping) -> dict:
     precision.prepare_machine()
-    teacher_dir = checkpoint.locate(config)
+    sources = checkpoint.sources(config)
     config = {**config, "teacher": {**config["teacher"], "cache": "on"}}  # this stage has nothing else to go on with
-    logits = answers.kept(config, teacher_dir, datasets.load(config["data"]))
-    return {"teacher": str(teacher_dir), "shapes": {split: list(array.shape) for split, array in logits.items()}}
+    dataset, shapes = datasets.load(config["data"]), {}
+    for source in sources:
+        shapes = {split: list(array.shape) for split, array in answers.kept(config, source, dataset).items()}
+    return {"teachers": [str(source) for source in sources], "shapes": shapes}
 
 
 def _clear(config: Mapping) -> dict:

@@ -1,60 +1,135 @@
 """Distilling the teacher into the student."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from kdrun import files, runs
+import numpy as np
+import tensorflow as tf
+
+from kdrun import models, runs
 from kdrun.data import datasets
+from kdrun.objectives import choosing
+from kdrun.objectives.combining import combined
 from kdrun.recording import recording
-from kdrun.registry import get, register
-from kdrun.stages.supervised import Teaching, train_network
-from kdrun.teachers import answers, checkpoint
+from kdrun.registry import register
+from kdrun.stages.supervised import Taught, train_network
+from kdrun.teachers import answers, cache, checkpoint
 from kdrun.training import precision
-from kdrun.training.network import Teacher
+from kdrun.training.network import Teaching
 
 log = logging.getLogger(__name__)
 
 
 @register("stage", "distill")
 def distill(config: Mapping, run_dir: Path) -> dict:
-    """Train the student on the labels and on what the teacher says."""
-    teacher_dir = checkpoint.locate(config)
+    """Train the student on the labels and on what the teacher says, or on the labels under other objectives."""
+    sources = checkpoint.sources(config)
     dataset = datasets.load(config["data"])
-    teacher_weights = files.sha256(teacher_dir / checkpoint.WEIGHTS)
     facts = {
         "seed": config["seed"],
         "dataset_sha256": dataset.sha256,
-        "teacher": {
-            "run": str(teacher_dir),
-            "weights_sha256": teacher_weights,
-            "identity": runs.read(teacher_dir).get("identity"),
-        },
+        "teachers": [checkpoint.described(source) for source in sources],
     }
-    depends = runs.identity(config, "distill", dataset.sha256, teacher_weights)
+    depends = runs.identity(config, "distill", dataset.sha256, [checkpoint.weights_of(source) for source in sources])
     with recording(run_dir, config, depends, **facts) as record:
         precision.prepare_machine()
-        teaching = Teaching(
+        model, classifier = config["student"]["model"], None
+        if config["student"]["classifier"] == "teacher":
+            classifier = models.classifier(checkpoint.load(sources[0], "float32"))
+            model = {**model, "projection_units": len(classifier[0])}
+        taught = Taught(
             depends={
-                "objective": config["objective"],
-                "logits": answers.depends(config, teacher_dir, dataset),
-                "kept": answers.are_kept(config),
+                "objective": choosing.without_weights(depends["objective"]),
+                "answers": [_answers_depend(config, source, dataset) for source in sources],
+                "kept": cache.wanted(config),
+                "teachers": depends["teachers"],
+                "cache_features": config["teacher"]["cache_features"],
             },
-            make=partial(_teacher, config, teacher_dir, dataset),
+            make=partial(_teaching, config, sources, dataset, model),
+            classifier=classifier,
         )
-        return train_network(config, run_dir, record, dataset, config["student"]["model"], config["seed"], teaching)
+        return train_network(config, run_dir, record, dataset, model, config["seed"], taught)
 
 
-def _teacher(config: Mapping, teacher_dir: Path, dataset: datasets.Dataset) -> Teacher:
-    keys = {key: value for key, value in config["objective"].items() if key != "name"}
-    objective = partial(get("objective", config["objective"]["name"]), **keys)
-    logits = None
-    if answers.are_kept(config):
-        logits = answers.kept(config, teacher_dir, dataset)
+def _answers_depend(config: Mapping, source: Path, dataset: datasets.Dataset) -> dict:
+    return answers.depends(config, source, dataset) if source.is_dir() else {"file": checkpoint.weights_of(source)}
+
+
+def _teaching(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, model: Mapping) -> Teaching:
+    """What the student learns from, with its teachers asked already, or made to be asked in the step."""
+    ours = models.features(model)
+    theirs = models.features(runs.read(sources[0])["model"]) if sources and sources[0].is_dir() else {}
+    objective = choosing.expanded(config["objective"], tuple(ours), tuple(theirs))
+    named = [layer.partition(":") for layer in choosing.layers(objective)]
+    student_layers = {name: ours[name] for name, _, _ in named}
+    teacher_layers = {other or name: theirs[other or name] for name, _, other in named}
+    parts = {
+        "objectives": choosing.functions(objective),
+        "layers": student_layers,
+        "training_size": len(dataset.train.labels),
+    }
+    if not sources:
+        return Teaching(**parts, kept={}, ask=None, told=lambda given, t: (None, {}), validation=None, test=None)
+    combine = partial(_combined, config["teacher"], len(sources))
+
+    def told(given, temperature):
+        return combine([given[f"logits/{k}"] for k in range(len(sources))], temperature), {
+            name: given[name] for name in teacher_layers
+        }
+
+    kept = _kept(config, sources, dataset, teacher_layers)
+    if kept:
+        logits, features = kept
+        kept = {f"logits/{k}": found["train"] for k, found in enumerate(logits)} | features
+        ask = None
     else:
-        log.info("distill: the teacher runs beside the student: %s", answers.why_live(config, dataset))
-    if logits:
-        return Teacher(objective, ask=None, **logits)
-    model, logits = answers.live(config, teacher_dir, dataset)
-    return Teacher(objective, train=None, ask=partial(model, training=False), **logits)
+        networks, logits = zip(*(answers.live(config, source, dataset) for source in sources), strict=True)
+        kept, ask = {}, _asked(networks, teacher_layers)
+    splits = {
+        split: combine([tf.constant(found[split]) for found in logits], 1.0).numpy().astype(np.float32)
+        for split in ("validation", "test")
+    }
+    return Teaching(**parts, kept=kept, ask=ask, told=told, **splits)
+
+
+def _kept(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, layers: Mapping[str, str]):
+    """Each source's logits by split, and the features of `layers`; None where teachers are to run live instead."""
+    why = answers.why_live(config, dataset)
+    if cache.wanted(config) or sources[0].is_file():
+        features = {}
+        if layers:
+            why = "objectives on features; teacher.cache_features=true would keep them"
+            features = (
+                answers.kept_features(config, sources[0], dataset, layers)
+                if config["teacher"]["cache_features"]
+                else None
+            )
+        if features is not None:
+            logits = [answers.kept(config, source, dataset) for source in sources]
+            if all(logits):
+                return logits, features
+    log.info("distill: the teacher runs beside the student: %s", why)
+    return None
+
+
+def _asked(networks: Sequence, layers: Mapping[str, str]):
+    """A function from prepared images to the answers of networks, and the first one's features."""
+    first = models.with_features(networks[0], layers)
+
+    def ask(images):
+        logits, features = first(images, training=False)
+        others = [network(images, training=False) for network in networks[1:]]
+        found = {f"logits/{k}": each for k, each in enumerate([logits, *others])} | features
+        return {name: tf.stop_gradient(each) for name, each in found.items()}
+
+    return ask
+
+
+def _combined(teacher: Mapping, count: int, logits: Sequence[tf.Tensor], temperature: tf.Tensor) -> tf.Tensor:
+    """One teacher's logits as they are; those of several, combined."""
+    if count == 1:
+        return logits[0]
+    weights = np.array(teacher["weights"] or [1.0] * count)
+    return combined(tf.stack(logits, axis=1), temperature, weights / weights.sum(), teacher["combine"])

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import files, runs, stages
+from kdrun import runs, stages
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import tables
-from kdrun.teachers import answers, checkpoint
+from kdrun.teachers import answers, cache, checkpoint
 from kdrun.training import metrics, precision
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,10 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
 
         teacher_dir = _teacher(config, dataset_sha256, run)
         config = {**config, "teacher": {**config["teacher"], "run": str(teacher_dir)}}
-        teacher_weights = files.sha256(teacher_dir / checkpoint.WEIGHTS)
-        identities = {
-            stage: runs.identity(config, stage, dataset_sha256, teacher_weights) for stage in ("student", "distill")
-        }
-        if answers.are_kept(config) and _reusable(config, identities["distill"]) is None:
+        sources = checkpoint.sources(config)
+        weights = [checkpoint.weights_of(source) for source in sources]
+        identities = {stage: runs.identity(config, stage, dataset_sha256, weights) for stage in ("student", "distill")}
+        if sources and cache.wanted(config) and _reusable(config, identities["distill"]) is None:
             precision.prepare_machine()
             # now, so that the teacher is out of memory before a student is in it
             answers.kept(config, teacher_dir, datasets.load(config["data"]))
@@ -57,7 +56,7 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
 
 def _teacher(config: Mapping, dataset_sha256: str, run: Callable[[str, Mapping], Path]) -> Path:
     if config["teacher"]["run"] != "auto":
-        return checkpoint.locate(config)
+        return Path(config["teacher"]["run"])
     return run("teacher", runs.identity(config, "teacher", dataset_sha256))
 
 

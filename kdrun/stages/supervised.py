@@ -6,18 +6,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from kdrun import files, models, runs
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
+from kdrun.objectives import choosing
 from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import figures
 from kdrun.training import loop, precision, schedules, state
 from kdrun.training.inference import compiled_inference, latency
 from kdrun.training.monitor import Monitor
-from kdrun.training.network import Network, Teacher, kept
+from kdrun.training.network import Network, Teaching, kept
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +46,13 @@ def _supervised(config: Mapping, run_dir: Path, seed: int) -> dict:
         return train_network(config, run_dir, record, dataset, config[stage]["model"], seed)
 
 
-class Teaching(NamedTuple):
-    """A teacher to be: what its part in training depends on, as plain values, and how to make it."""
+class Taught(NamedTuple):
+    """Teaching to be: what its part in training depends on, as plain values, and how to make it. `classifier` is the
+    teacher's kernel and bias, where the student gets them."""
 
     depends: Mapping
-    make: Callable[[], Teacher]
+    make: Callable[[], Teaching]
+    classifier: list[np.ndarray] | None = None
 
 
 def train_network(
@@ -58,11 +62,11 @@ def train_network(
     dataset: datasets.Dataset,
     model_keys: Mapping,
     seed: int,
-    teaching: Teaching | None = None,
+    taught: Taught | None = None,
 ) -> dict:
     """Train the network of a stage; fills in `record` and returns its results.
 
-    `teaching` is for distilling, None for training on labels alone.
+    `taught` is for distilling, None for training on labels alone.
     """
     stage = config["stage"]
     precision.prepare_machine()
@@ -76,7 +80,7 @@ def train_network(
             f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {policy} here. "
             "Go on where it began."
         )
-    network = _network(config, dataset, model_keys, image_shape, settings, policy, teaching)
+    network = _network(config, dataset, model_keys, image_shape, settings, policy, taught)
     started, histograms = datetime.fromisoformat(record["started"]), config["tensorboard"]["histograms"]
     for folder in ("checkpoints", "predictions"):
         (run_dir / folder).mkdir(exist_ok=True)
@@ -98,7 +102,12 @@ def train_network(
             "num_classes": dataset.num_classes,
             "precision": policy,
             "multiply_adds": models.multiply_adds(network.model),
-            "parameters": {"total": network.model.count_params(), "trainable": trainable},
+            "parameters": {
+                "total": network.model.count_params(),
+                "trainable": trainable,
+                # trained beside the network, and no part of it
+                "objectives": sum(v.shape.num_elements() for v in network.learned.trainable_variables),
+            },
         }
         log.info(
             "%s: %s, %s parameters, %s, %d epochs of %d steps of %d images -> %s",
@@ -144,8 +153,11 @@ def settings_of(config: Mapping, seed: int) -> loop.Settings:
         jitter=data["augment"]["jitter"],
         flip=data["augment"]["flip"],
         optimizer=config["optimizer"],
-        temperature=config["temperature"],
-        alpha=config["alpha"],
+        temperature=loop.Annealed(config["temperature"], config["temperature_end"]),
+        alpha=loop.Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
+        weights=choosing.weights(config["objective"]) if config["stage"] == "distill" else (),
+        annealing=config["annealing"],
+        shuffle=config["teacher"]["shuffle"] if config["stage"] == "distill" else "none",
     )
 
 
@@ -156,18 +168,20 @@ def _network(
     image_shape: tuple[int, int, int],
     settings: loop.Settings,
     policy: str,
-    teaching: Teaching | None,
+    taught: Taught | None,
 ) -> Network:
     """The network as it is before its first step, compiled; a sweep's next job may get the same one again."""
 
     def build(seed: int):
-        return models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
+        model = models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
+        if taught and taught.classifier:
+            model.get_layer("classifier").set_weights(taught.classifier)
+        return model
 
     def make() -> Network:
-        teacher = teaching.make() if teaching else None  # before the student: it may be asked now and let go of
-        network = Network(build, settings.seed, settings.optimizer, scale_loss=policy == "mixed_float16")
-        network.teacher = teacher
-        network.run_steps = loop.compiled_steps(network.model, network.optimizer, dataset.train, settings, teacher)
+        teaching = taught.make() if taught else None  # before the student: a teacher may be asked now and let go of
+        network = Network(build, settings.seed, settings.optimizer, policy == "mixed_float16", teaching)
+        network.run_steps = loop.compiled_steps(network, dataset.train, settings)
         network.infer = compiled_inference(
             network.model, dataset.test.images.shape[1:], config["evaluation_batch_size"], settings.image_size
         )
@@ -184,7 +198,7 @@ def _network(
         "evaluation_batch_size": config["evaluation_batch_size"],
         "data": config["data"],
         "dataset_sha256": dataset.sha256,
-        "teaching": teaching.depends if teaching else None,
+        "taught": taught.depends if taught else None,
     }
     network = kept(depends, make)
     network.reset(settings.seed)
@@ -200,6 +214,6 @@ def _hyperparameters(config: Mapping, seed: int) -> dict:
         shown |= {
             "temperature": config["temperature"],
             "alpha": config["alpha"],
-            "objective": config["objective"]["name"],
+            "objective": "+".join(choosing.chosen(config["objective"])),
         }
     return shown

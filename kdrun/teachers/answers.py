@@ -1,4 +1,4 @@
-"""How a student hears its teacher: from the cache, or live beside it."""
+"""How a student hears a teacher: from the cache, from a file, or live beside it."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -12,23 +12,18 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import Progress
 
-from kdrun import files, runs
+from kdrun import files, models, runs
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset
 from kdrun.errors import KdrunError
 from kdrun.teachers import cache, checkpoint
+from kdrun.teachers import file as logits_file
 from kdrun.training import network, precision, preprocessing
 from kdrun.training.inference import compiled_inference
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
-
-
-def are_kept(config: Mapping) -> bool:
-    """Whether the configured distil run reads its teacher's logits from the cache; see conf/config.yaml."""
-    asked = config["teacher"]["cache"]
-    return asked == "on" or (asked == "auto" and _views(config) == 1)
+SPLITS = logits_file.SPLITS
 
 
 def why_live(config: Mapping, dataset: Dataset) -> str:
@@ -42,20 +37,70 @@ def why_live(config: Mapping, dataset: Dataset) -> str:
     )
 
 
-def kept(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict[str, np.ndarray] | None:
-    """The teacher's logits by split, from the cache, which is filled if it has to be.
+def kept(config: Mapping, source: Path, dataset: Dataset) -> dict[str, np.ndarray] | None:
+    """A teacher's logits by split: a file's, or a run's from the cache, which is filled if it has to be.
 
     train is float32 [views, n, classes], validation and test are [n, classes]. Where the cache cannot be written,
     None, with a warning, for teacher.cache=auto; KdrunError for on.
     """
-    folder, shapes = Path(config["cache_dir"]), _shapes(config, dataset)
-    console = Console()
+    if source.is_file():
+        found = logits_file.logits(source, dataset)
+        return {**found, "train": found["train"][np.newaxis]}
+    return _cached(config, source, dataset, _shapes(config, dataset), depends(config, source, dataset))
+
+
+def kept_features(
+    config: Mapping, teacher_dir: Path, dataset: Dataset, layers: Mapping[str, str]
+) -> dict[str, np.ndarray] | None:
+    """A teacher's features on the training set by name, float32 [views, n, ...], from the cache, filled if need be.
+
+    None, with a warning, where there is no room for them. `layers` are the layers by name.
+    """
+    folder, found = Path(config["cache_dir"]), {}
+    record = runs.read(teacher_dir)
+    network_ = models.build(record["model"], tuple(record["image_shape"]), record["num_classes"], 0, "float32")
+    views, n = _views(config), len(dataset.train.labels)
+    shapes = {name: {"train": (views, n, *network_.get_layer(x).output.shape[1:])} for name, x in layers.items()}
+    missing = [
+        name
+        for name, layer in layers.items()
+        if not cache.is_there(folder, {**depends(config, teacher_dir, dataset), "layer": layer})
+    ]
+    needed, free = sum(cache.size(shapes[name]) for name in missing), files.free(folder)
+    log.info(
+        "teacher cache: features of %s take %s",
+        ", ".join(layers),
+        files.readable(sum(map(cache.size, shapes.values()))),
+    )
+    if needed > free:
+        log.warning("teacher cache: %s are free in %s, too few. The teacher runs live", files.readable(free), folder)
+        return None
+    for name, layer in layers.items():
+        entry = {**depends(config, teacher_dir, dataset), "layer": layer}
+        cached = _cached(config, teacher_dir, dataset, shapes[name], entry, layer)
+        if cached is None:
+            return None
+        found[name] = cached["train"]
+    return found
+
+
+def _cached(
+    config: Mapping,
+    teacher_dir: Path,
+    dataset: Dataset,
+    shapes: cache.Shapes,
+    depends_: Mapping,
+    layer: str | None = None,
+) -> dict[str, np.ndarray] | None:
+    folder, console = Path(config["cache_dir"]), Console()
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            ask = partial(_ask, once(partial(_teacher, config, teacher_dir, dataset)), config, dataset, bar)
-            return cache.obtain(folder, depends(config, teacher_dir, dataset), shapes, ask)
+            ask = partial(_ask, once(partial(_teacher, config, teacher_dir, dataset, layer)), config, dataset, bar)
+            return cache.obtain(folder, depends_, shapes, ask)
     except OSError as error:
-        problem = f"{folder} cannot take the teacher's logits, {files.readable(cache.size(shapes))} ({error.strerror})."
+        problem = (
+            f"{folder} cannot take the teacher's answers, {files.readable(cache.size(shapes))} ({error.strerror})."
+        )
         if config["teacher"]["cache"] == "auto":
             log.warning("teacher cache: %s Going on without it", problem)
             return None
@@ -100,13 +145,13 @@ def _ask(load: Callable, config: Mapping, dataset: Dataset, bar: Progress, split
             yield block
 
 
-def _teacher(config: Mapping, teacher_dir: Path, dataset: Dataset):
-    """The teacher's network, frozen, and its inference on any view of the dataset's images."""
+def _teacher(config: Mapping, teacher_dir: Path, dataset: Dataset, layer: str | None = None):
+    """The teacher's network, frozen, and its inference, of a layer if one is named, on any view of the images."""
     network.release()  # the one trained last would only take room beside it
     model = checkpoint.load(teacher_dir, precision.policy(config["precision"]))
     data = config["data"]
     infer = compiled_inference(
-        model,
+        models.up_to(model, layer) if layer else model,
         dataset.test.images.shape[1:],
         config["teacher"]["inference_batch_size"],
         data["image_size"],

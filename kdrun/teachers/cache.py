@@ -18,7 +18,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from kdrun import files, manifest
-from kdrun.errors import KdrunError
+from kdrun.data import batches
+from kdrun.errors import InputError, KdrunError
 from kdrun.training import stopping
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,12 @@ _NAME = re.compile(r"[0-9a-f]{32}(\.partial|\.damaged(-\d+)?)?")  # what is ours
 
 Shapes = Mapping[str, tuple[int, ...]]
 Ask = Callable[[str], Iterator[np.ndarray]]
+
+
+def wanted(config: Mapping) -> bool:
+    """Whether the configured distil run reads its teacher's logits from here; see conf/config.yaml."""
+    asked = config["teacher"]["cache"]
+    return asked == "on" or (asked == "auto" and batches.view_count(**config["data"]["augment"]) == 1)
 
 
 def key(depends: Mapping) -> str:
@@ -45,7 +52,7 @@ def obtain(folder: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> dict[str
 
     `shapes` gives each split's shape, and `ask(split)` its logits in order, in blocks float32 [some, classes]. Two
     processes that want one entry compute it once. A damaged entry is set aside under another name and computed again.
-    Raises KdrunError for logits that are not finite numbers, and OSError where the folder cannot be written or is
+    Raises InputError for logits that are not finite numbers, and OSError where the folder cannot be written or is
     full; no half entry stays.
     """
     entry = folder / key(depends)[:32]
@@ -65,6 +72,11 @@ def obtain(folder: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> dict[str
                 return found
     log.info("teacher cache: the teacher's logits are in %s (%s)", entry, files.readable(size(shapes)))
     return found
+
+
+def is_there(folder: Path, depends: Mapping) -> bool:
+    """Whether there is such an entry, good or not."""
+    return (folder / key(depends)[:32]).exists()
 
 
 def entries(folder: Path) -> list[tuple[Path, int]]:
@@ -152,7 +164,7 @@ def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> 
         os.posix_fallocate(file.fileno(), 0, end)
         for block in blocks:
             if not np.isfinite(block).all():
-                raise KdrunError("The teacher's logits are not all finite numbers. Give another teacher.run.")
+                raise InputError("The teacher's answers are not all finite numbers. Give another teacher.run.")
             file.write(block.astype("<f4", copy=False).tobytes())
         file.flush()
         if (given := file.tell()) != end:

@@ -1,13 +1,14 @@
-"""A finished run as teacher: found, checked, and asked for its logits."""
+"""Who teaches: finished runs, or a file of logits; found and checked. A run's network is loaded from here."""
 
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun import models, runs
+from kdrun import files, models, runs
 from kdrun.data import datasets
 from kdrun.errors import InputError
+from kdrun.objectives import choosing
 
 log = logging.getLogger(__name__)
 
@@ -15,28 +16,66 @@ WEIGHTS = "checkpoints/best.weights.h5"
 
 
 # Overrides that a teacher does not depend on: the command that makes one goes without them.
-_NOT_THE_TEACHERS = ("stage=", "resume=", "temperature=", "alpha=", "objective")
-_NOT_THE_TEACHERS += ("student.", "distill.", "model@student", "hydra")
+_NOT_THE_TEACHERS = ("stage=", "resume=", "temperature", "alpha", "annealing=", "objective", "control=")
+_NOT_THE_TEACHERS += ("student.", "distill.", "model@student", "teacher.shuffle", "hydra")
 
 
-def locate(config: Mapping, overrides: Sequence[str] = ()) -> Path:
-    """The run directory of the configured teacher, checked to be usable with the configured data.
+def sources(config: Mapping, overrides: Sequence[str] = ()) -> list[Path]:
+    """Who teaches, each checked to be usable with the configured data: run directories, or one file of logits.
 
-    `teacher.run=auto` is the newest completed teacher run with the configured teacher's fingerprint. Raises InputError
-    when there is none, with the command that makes one, given the command line's `overrides`.
+    None of the objectives may need a teacher: then nobody. `teacher.run=auto` is the newest completed teacher run with
+    the configured teacher's fingerprint; otherwise a run directory, a folder of them, a sweep's name, or a list of
+    such. Raises InputError where there is none, with the command that makes one, given the command line's `overrides`.
     """
+    if config["stage"] != "cache" and not choosing.need_teacher(config["objective"]):
+        return []
+    if config["teacher"]["logits"] is not None:
+        return [Path(config["teacher"]["logits"])]
     given = config["teacher"]["run"]
-    dataset_sha256 = datasets.fingerprint(config["data"])
     if given == "auto":
-        found = runs.find(config["outputs"], runs.identity(config, "teacher", dataset_sha256))
-        if found is None:
-            kept = [o for o in overrides if not o.lstrip("+~").startswith(_NOT_THE_TEACHERS)]
-            command = shlex.join(["kdrun", "stage=teacher", *kept])
-            raise InputError(
-                f"teacher.run=auto: no completed teacher run below {config['outputs']} matches this config. "
-                f"Make one with: {command}. Or give teacher.run=RUN_DIRECTORY."
-            )
-        return found
+        return [_matching(config, overrides)]
+    found = [run for one in ([given] if isinstance(given, str) else given) for run in _runs(config["outputs"], one)]
+    for run in found:
+        _check(config, run)
+    return [Path(run) for run in found]
+
+
+def weights_of(source: Path) -> str:
+    """The sha256 of what a source of teaching says everything from."""
+    return files.sha256(source / WEIGHTS if source.is_dir() else source)
+
+
+def described(source: Path) -> dict:
+    """A source of teaching as a run's record has it."""
+    identity = runs.read(source).get("identity") if source.is_dir() else None
+    return {"run": str(source), "weights_sha256": weights_of(source), "identity": identity}
+
+
+def _runs(outputs: str, given: str) -> list[str]:
+    """The run directories that one entry of teacher.run means."""
+    for folder in (Path(given), Path(outputs) / "sweeps" / given):
+        if (folder / "run.json").exists():
+            return [str(folder)]
+        if found := sorted(folder.glob("*/run.json")):
+            return [str(path.parent) for path in found]
+    return [given]
+
+
+def _matching(config: Mapping, overrides: Sequence[str]) -> Path:
+    found = runs.find(config["outputs"], runs.identity(config, "teacher", datasets.fingerprint(config["data"])))
+    if found is None:
+        kept = [o for o in overrides if not o.lstrip("+~").startswith(_NOT_THE_TEACHERS)]
+        command = shlex.join(["kdrun", "stage=teacher", *kept])
+        raise InputError(
+            f"teacher.run=auto: no completed teacher run below {config['outputs']} matches this config. "
+            f"Make one with: {command}. Or give teacher.run=RUN_DIRECTORY."
+        )
+    return found
+
+
+def _check(config: Mapping, given: str) -> None:
+    """Raises InputError for a run that cannot teach with the configured data."""
+    dataset_sha256 = datasets.fingerprint(config["data"])
     record = runs.read(given)
     if record["stage"] not in runs.TRAINING:
         raise InputError(
@@ -65,7 +104,6 @@ def locate(config: Mapping, overrides: Sequence[str] = ()) -> Path:
     damaged = runs.damaged(Path(given), record)
     if damaged:
         raise InputError(f"teacher.run: {given}: {', '.join(damaged)} is not what run.json says. Give another run.")
-    return Path(given)
 
 
 def load(run_dir: Path, policy: str, which: str = "best"):

@@ -18,22 +18,31 @@ from kdrun import files
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset, Split
 from kdrun.errors import Diverged, Stopped
+from kdrun.models import with_features
+from kdrun.objectives.batch import Batch
 from kdrun.objectives.soft_targets import cross_entropy
 from kdrun.training import metrics, schedules, state, stopping
 from kdrun.training.inference import logits
 from kdrun.training.monitor import Monitor
-from kdrun.training.network import Network, Teacher
-from kdrun.training.optimizers import FlatOptimizer
+from kdrun.training.network import Network
 from kdrun.training.preprocessing import augment, prepare
 
 log = logging.getLogger(__name__)
 
 _SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
-STEP_METRICS = ("loss", "cross_entropy", "distillation_loss", "accuracy")
+STEP_METRICS = ("loss", "cross_entropy", "accuracy", "distillation_loss")  # and then each objective's own
+
+
+class Annealed(NamedTuple):
+    """A value that may change over training: see schedules.annealed."""
+
+    start: float
+    end: float | None = None
+    warmup_epochs: float = 0.0
 
 
 class Settings(NamedTuple):
-    """How a network is trained; see conf/config.yaml and conf/data for each."""
+    """How a network is trained; see conf/config.yaml and conf/data for each. `weights` are the objectives'."""
 
     seed: int
     epochs: int
@@ -42,17 +51,20 @@ class Settings(NamedTuple):
     jitter: int
     flip: bool
     optimizer: Mapping
-    temperature: float
-    alpha: float
+    temperature: Annealed
+    alpha: Annealed
+    weights: Sequence[Annealed] = ()
+    annealing: str = "linear"
+    shuffle: str = "none"
 
 
 class Progress:
     """Where a training run is, beside what the network's variables hold."""
 
-    def __init__(self):
+    def __init__(self, metrics: int):
         self.step = 0  # steps done
         self.epochs = 0  # epochs validated
-        self.sums = [0.0] * len(STEP_METRICS)  # of the step metrics, since the last validation
+        self.sums = [0.0] * metrics  # of the step metrics, since the last validation
         self.best: dict | None = None  # the validation metrics, with their epoch, of the best weights so far
         self.last: dict | None = None  # the same of the last epoch
 
@@ -71,19 +83,20 @@ def train(
     monitor: Monitor,
     save_every: float,
 ) -> dict:
-    """Train `network` on labels, and on its teacher if there is one; returns what run.json calls results.
+    """Train `network` on labels, and on what it is taught if there is something; returns what run.json calls results.
 
     Goes on from the training state in `run_dir`, if there is one, as if it had never stopped. States are saved after
     every epoch, every `save_every` seconds and when a signal asks for it. Writes checkpoints/best.weights.h5 (lowest
     validation cross-entropy) and last.weights.h5, and predictions/test.npz with both's logits on the test set, which
     is looked at once, here at the end. Raises Diverged when the loss is not finite, Stopped when a signal asks for it.
     """
-    teacher = network.teacher
+    teaching = network.teaching
+    names = [*STEP_METRICS, *teaching.objectives] if teaching else STEP_METRICS[:3]
     per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
     total = per_epoch * settings.epochs
     folder = run_dir / "checkpoints"
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
-    progress, best_weights = _restored(network, folder, weights, per_epoch, monitor)
+    progress, best_weights = _restored(network, folder, weights, per_epoch, monitor, len(names))
     saved = time.monotonic()
 
     def save() -> None:
@@ -97,7 +110,7 @@ def train(
         while progress.epochs < settings.epochs:
             epoch = progress.epochs + 1
             monitor.pause_ended()
-            for rows in _steps(network, settings, progress.step, epoch * per_epoch, len(dataset.train.labels)):
+            for rows in _steps(network, settings, progress.step, epoch * per_epoch, dataset.train.labels):
                 _check_finite("loss", rows[:, 0], progress.step, epoch, weights["best"])
                 progress.add(rows)
                 monitor.steps(rows[-1], len(rows))
@@ -105,11 +118,11 @@ def train(
                     save()
                     log.info("saved a training state at step %d", progress.step)
                     monitor.pause_ended()
-            measured = {name: value / per_epoch for name, value in zip(STEP_METRICS, progress.sums, strict=True)}
-            if teacher is None:
-                del measured["distillation_loss"]
+            measured = {name: value / per_epoch for name, value in zip(names, progress.sums, strict=True)}
             validation_logits = logits(network.infer, dataset.validation.images)
-            validation = metrics.evaluate(validation_logits, dataset.validation.labels, teacher and teacher.validation)
+            validation = metrics.evaluate(
+                validation_logits, dataset.validation.labels, teaching and teaching.validation
+            )
             cross_entropy_ = validation["cross_entropy"]
             _check_finite("validation cross-entropy", [cross_entropy_], progress.step - 1, epoch, weights["best"])
             files.write_with(weights["last"], network.model.save_weights)
@@ -118,9 +131,13 @@ def train(
                 progress.best = progress.last
                 best_weights = network.weights()
                 files.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
-            progress.epochs, progress.sums = epoch, [0.0] * len(STEP_METRICS)
-            rate = schedules.learning_rates(settings.optimizer, progress.step - 1, 1, per_epoch, total)[0]
-            monitor.epoch(epoch, float(rate), measured, validation, progress.best["epoch"], network.model)
+            progress.epochs, progress.sums = epoch, [0.0] * len(names)
+            rate, *others = _values(settings, progress.step - 1, 1, per_epoch)[0].tolist()
+            values = {"learning_rate": rate}
+            if teaching:
+                named = ("temperature", "alpha", *(f"weight/{name}" for name in teaching.objectives))
+                values |= dict(zip(named, others, strict=True))
+            monitor.epoch(epoch, {**measured, **values}, validation, progress.best["epoch"], network.model)
             save()
     except Stopped:
         save()
@@ -135,10 +152,10 @@ def train(
 
 
 def _restored(
-    network: Network, folder: Path, weights: Mapping[str, Path], per_epoch: int, monitor: Monitor
+    network: Network, folder: Path, weights: Mapping[str, Path], per_epoch: int, monitor: Monitor, sums: int
 ) -> tuple[Progress, list[np.ndarray] | None]:
     """Where training goes on, and the best weights so far; files, too, are put back to what they were then."""
-    progress, best_weights = Progress(), None
+    progress, best_weights = Progress(sums), None
     found = state.newest(folder)
     values = found.values if found else None
     monitor.start(values and values["monitor"])
@@ -155,65 +172,100 @@ def _restored(
     return progress, best_weights
 
 
-def compiled_steps(model, optimizer: FlatOptimizer, split: Split, settings: Settings, teacher: Teacher | None):
-    """A compiled function that takes some steps: (indices, views, hyper, answers) -> float32 [steps, 4].
+def compiled_steps(network: Network, split: Split, settings: Settings):
+    """A compiled function that takes some steps: (indices, views, values, draws, answers) -> float32 [steps, metrics].
 
-    indices and views are int32 [steps, batch]. `hyper`, float32 [steps, 3], holds learning rate, temperature and alpha
-    of each step: inputs, so that changing them traces nothing anew. `answers`, float32 [steps, batch, classes], are
-    the teacher's kept logits; there are 0 classes when it is asked here or there is none. What comes back are the step
-    metrics, in STEP_METRICS' order. Of `settings`, batch size and preprocessing are used.
+    indices and views are int32 [steps, batch]. `values`, float32 [steps, 3 + objectives], holds learning rate,
+    temperature, alpha and the objectives' weights of each step: inputs, so that changing them traces nothing anew.
+    `draws`, int32 [steps, 2], are seeds for random operations, and `answers` the teachers' kept ones, float32 [steps,
+    batch, ...] by name. What comes back are the step metrics, in STEP_METRICS' order, and each objective's own. Of
+    `settings`, batch size and preprocessing are used.
     """
+    model, teaching, optimizer = network.model, network.teaching, network.optimizer
     images_in_memory, labels_in_memory = tf.constant(split.images), tf.constant(split.labels)
+    objectives = teaching.objectives if teaching else {}
+    forward = with_features(model, teaching.layers) if teaching and teaching.layers else None
     batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
-    answer = tf.TensorSpec([None, settings.batch_size, _answered_classes(teacher)], tf.float32)
+    values = tf.TensorSpec([None, 3 + len(objectives)], tf.float32)
+    answer = {
+        name: tf.TensorSpec([None, settings.batch_size, *array.shape[2:]], tf.float32)
+        for name, array in (teaching.kept if teaching else {}).items()
+    }
 
-    @tf.function(input_signature=[batch, batch, tf.TensorSpec([None, 3], tf.float32), answer])
-    def run_steps(indices, views, hyper, answers):
-        rows = tf.TensorArray(tf.float32, tf.shape(indices)[0], element_shape=[len(STEP_METRICS)])
+    def taught(given, images, logits, features, temperature, **known) -> list[tf.Tensor]:
+        """What the objectives say of a batch, each for itself."""
+        teacher_logits, teacher_features = teaching.told(given, temperature)
+        seen = Batch(
+            logits,
+            teacher_logits,
+            temperature=temperature,
+            features=features,
+            teacher_features=teacher_features,
+            learned=network.learned,
+            training_size=teaching.training_size,
+            **known,
+        )
+        return [objective(seen) for objective in objectives.values()]
+
+    @tf.function(input_signature=[batch, batch, values, tf.TensorSpec([None, 2], tf.int32), answer])
+    def run_steps(indices, views, values, draws, answers):
+        count = len(STEP_METRICS) + len(objectives) if teaching else 3
+        rows = tf.TensorArray(tf.float32, tf.shape(indices)[0], element_shape=[count])
         for k in tf.range(tf.shape(indices)[0]):
-            learning_rate, temperature, alpha = tf.unstack(hyper[k])
+            learning_rate, temperature, alpha, *weights = tf.unstack(values[k])
             labels = tf.gather(labels_in_memory, indices[k])
             images = augment(tf.gather(images_in_memory, indices[k]), views[k], settings.jitter, settings.flip)
             images = prepare(images, settings.image_size)
-            teacher_logits = answers[k]
-            if teacher and teacher.ask:
-                teacher_logits = tf.stop_gradient(teacher.ask(images))
+            given = {name: answer[k] for name, answer in answers.items()}
+            if teaching and teaching.ask:
+                given = teaching.ask(images)
             with tf.GradientTape() as tape:
-                logits = model(images, training=True)
+                logits, features = forward(images, training=True) if forward else (model(images, training=True), {})
                 loss = label_loss = cross_entropy(logits, labels)
-                distillation_loss = tf.constant(0.0)
-                if teacher:
-                    distillation_loss = teacher.objective(logits, teacher_logits, temperature)
+                terms = []
+                if teaching:
+                    known = {"labels": labels, "indices": indices[k], "random_seed": draws[k]}
+                    terms = taught(given, images, logits, features, temperature, **known)
+                    distillation_loss = tf.add_n([w * term for w, term in zip(weights, terms, strict=True)])
                     loss = (1.0 - alpha) * label_loss + alpha * distillation_loss
+                    terms = [distillation_loss, *terms]
                 scaled_loss = optimizer.scaled(loss)
             optimizer.minimize(tape, scaled_loss, learning_rate)
             correct = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
             accuracy = tf.reduce_mean(tf.cast(correct, tf.float32))
-            rows = rows.write(k, tf.stack([loss, label_loss, distillation_loss, accuracy]))
+            rows = rows.write(k, tf.stack([loss, label_loss, accuracy, *terms]))
         return rows.stack()
 
     return run_steps
 
 
-def _steps(network: Network, settings: Settings, step: int, end: int, size: int) -> Iterator[np.ndarray]:
+def _steps(network: Network, settings: Settings, step: int, end: int, labels: np.ndarray) -> Iterator[np.ndarray]:
     """Take the steps from `step` (0-based) to below `end`, in calls of about _SECONDS_PER_CALL; yields the metrics."""
+    size, kept = len(labels), network.teaching.kept if network.teaching else {}
     per_epoch = batches.steps_per_epoch(size, settings.batch_size)
     views, count = batches.view_count(settings.jitter, settings.flip), 1
+    asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)  # whose answer each image gets
     while step < end:
         stopping.check()
         started = time.perf_counter()
         indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
-        hyper = np.empty((count, 3), np.float32)
-        hyper[:, 0] = schedules.learning_rates(settings.optimizer, step, count, per_epoch, per_epoch * settings.epochs)
-        hyper[:, 1:] = settings.temperature, settings.alpha
-        if _answered_classes(network.teacher):
-            answers = network.teacher.train[chosen, indices]
-        else:
-            answers = np.empty((count, settings.batch_size, 0), np.float32)
-        yield network.run_steps(indices, chosen, hyper, answers).numpy()
+        values = _values(settings, step, count, per_epoch)
+        draws = np.stack([np.full(count, settings.seed), np.arange(step, step + count)], axis=1).astype(np.int32)
+        answers = {name: answer[chosen, asked_for[indices]] for name, answer in kept.items()}
+        yield network.run_steps(indices, chosen, values, draws, answers).numpy()
         step += count
         affordable = int(_SECONDS_PER_CALL * count / (time.perf_counter() - started))
         count = min(max(1, affordable), 2 * count, max(1, end - step))
+
+
+def _values(settings: Settings, step: int, count: int, per_epoch: int) -> np.ndarray:
+    """Learning rate, temperature, alpha and the objectives' weights of some steps, float32 [count, 3 + objectives]."""
+    total = per_epoch * settings.epochs
+    columns = [schedules.learning_rates(settings.optimizer, step, count, per_epoch, total)]
+    for start, end, warmup_epochs in (settings.temperature, settings.alpha, *settings.weights):
+        warmup = warmup_epochs * per_epoch
+        columns.append(schedules.annealed(start, end, settings.annealing, warmup, step, count, total))
+    return np.stack(columns, axis=1)
 
 
 def _check_finite(name: str, values: Sequence[float], step: int, epoch: int, best: Path) -> None:
@@ -227,10 +279,6 @@ def _check_finite(name: str, values: Sequence[float], step: int, epoch: int, bes
         )
 
 
-def _answered_classes(teacher: Teacher | None) -> int:
-    return teacher.train.shape[-1] if teacher and teacher.train is not None else 0
-
-
 def _test(network: Network, best_weights, dataset: Dataset, run_dir: Path) -> dict:
     """Test metrics of the weights as they are, the last, and of the best: the same weights where that is None."""
     test = {"last": logits(network.infer, dataset.test.images)}
@@ -241,6 +289,6 @@ def _test(network: Network, best_weights, dataset: Dataset, run_dir: Path) -> di
     predictions = {"labels": dataset.test.labels, "logits": test["best"], "last_logits": test["last"]}
     files.write_with(run_dir / "predictions" / "test.npz", lambda name: np.savez(name, **predictions))
     return {
-        name: metrics.evaluate(test[name], dataset.test.labels, network.teacher and network.teacher.test)
+        name: metrics.evaluate(test[name], dataset.test.labels, network.teaching and network.teaching.test)
         for name in ("best", "last")
     }

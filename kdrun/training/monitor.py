@@ -111,7 +111,7 @@ class Monitor:
         }
 
     def steps(self, latest, count: int) -> None:
-        """`count` steps are done; `latest` holds the last one's loss, cross-entropy, distillation loss and accuracy."""
+        """`count` steps are done; `latest` holds the last one's metrics (see loop.STEP_METRICS)."""
         now = time.perf_counter()
         seconds, self._call_ended = now - self._call_ended, now
         if self._first_step is None:
@@ -124,17 +124,17 @@ class Monitor:
         self._steps += count
         if self._steps == self._epochs * self._steps_per_epoch:
             self._last_step = datetime.now(UTC)
-        shown = f"loss {latest[0]:.4f}, accuracy {latest[3]:.3f}, {self._rate():,.0f} images/s"
+        shown = f"loss {latest[0]:.4f}, accuracy {latest[2]:.3f}, {self._rate():,.0f} images/s"
         self._bar.update(self._task, completed=self._steps, shown=shown)
 
     def pause_ended(self) -> None:
         """What happened since the last step was not training."""
         self._call_ended = time.perf_counter()
 
-    def epoch(self, number: int, learning_rate: float, train: Mapping, validation: Mapping, best: int, model) -> None:
+    def epoch(self, number: int, train: Mapping, validation: Mapping, best: int, model) -> None:
         """An epoch is validated: log it."""
         step = number * self._steps_per_epoch
-        for split, values in (("train", {**train, "learning_rate": learning_rate}), ("validation", validation)):
+        for split, values in (("train", train), ("validation", validation)):
             self._lines.append({"epoch": number, "step": step, "split": split, **values})
             with self._writers[split].as_default(step=step):
                 for name, value in values.items():

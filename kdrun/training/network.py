@@ -13,43 +13,58 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from kdrun.objectives.batch import Batch, Learned
 from kdrun.training.inference import Infer
 from kdrun.training.optimizers import FlatOptimizer
 
 _SEEDS_REMEMBERED = 16
 
 
-class Teacher(NamedTuple):
+Answers = Mapping[str, tf.Tensor]  # what teachers say of a batch, by name
+
+
+class Teaching(NamedTuple):
     """What a distilled student learns from.
 
-    `objective(z, v, temperature)` is the distillation loss. The teacher's logits on the training set are either kept:
-    `train` float32 [views, n, classes]; or `train` is None and `ask(images)` gives them inside the compiled step for
-    prepared images. `validation` and `test` are its logits on those splits.
+    `objectives` are functions of a Batch, by name, and `layers` the student's layers, by name, whose features they get.
+    Teachers' answers on the training set are either `kept`, float32 [views, n, ...] by name, or `ask(images)` gives
+    them inside the compiled step for prepared images. `told(answers, temperature)` makes teacher logits and features of
+    a batch's answers. `validation` and `test` are the teacher's logits on those splits; None without a teacher.
     """
 
-    objective: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-    train: np.ndarray | None
-    ask: Callable[[tf.Tensor], tf.Tensor] | None
-    validation: np.ndarray
-    test: np.ndarray
+    objectives: Mapping[str, Callable[[Batch], tf.Tensor]]
+    layers: Mapping[str, str]
+    kept: Mapping[str, np.ndarray]
+    ask: Callable[[tf.Tensor], Answers] | None
+    told: Callable[[Answers, tf.Tensor], tuple[tf.Tensor | None, Mapping[str, tf.Tensor]]]
+    validation: np.ndarray | None
+    test: np.ndarray | None
+    training_size: int
 
 
 class Network:
-    """A model, its optimizer, and, set by whoever makes it, its teacher and the functions compiled of them.
+    """A model, what it learns from, the weights that this needs, its optimizer, and, set by whoever makes it, the
+    functions compiled of them.
 
     `build(seed)` makes the model with its initial weights. A second call of it, for another seed, is made for its
     values alone.
     """
 
-    teacher: Teacher | None
     run_steps: Callable
     infer: Infer
     latency: dict | None = None  # measured once: a later job's weights take as long
 
-    def __init__(self, build: Callable, seed: int, optimizer: Mapping, scale_loss: bool):
+    def __init__(
+        self, build: Callable, seed: int, optimizer: Mapping, scale_loss: bool, teaching: Teaching | None = None
+    ):
         self._build = build
         self.model = build(seed)
-        self.optimizer = FlatOptimizer(optimizer, self.model.trainable_variables, scale_loss)
+        self.teaching = teaching
+        self.learned = Learned(seed)
+        if teaching:
+            _make_learned(self.model, teaching, self.learned)
+        trained = [*self.model.trainable_variables, *self.learned.trainable_variables]
+        self.optimizer = FlatOptimizer(optimizer, trained, scale_loss)
         self._initial = {seed: _values(_state(self.model))}
         self._fresh_optimizer = _values(self.optimizer.state)
 
@@ -60,13 +75,14 @@ class Network:
                 del self._initial[next(iter(self._initial))]
             self._initial[seed] = _values(_state(self._build(seed)))
         _assign(_state(self.model), self._initial[seed])
+        _assign(self.learned.variables, self.learned.initial(seed))
         _assign(self.optimizer.state, self._fresh_optimizer)
         self.optimizer.reload()
 
     @property
     def state(self) -> list[tf.Variable]:
         """All variables that the next step depends on: weights, random generators, what the optimizer remembers."""
-        return [*_state(self.model), *self.optimizer.state]
+        return [*_state(self.model), *self.learned.variables, *self.optimizer.state]
 
     def weights(self) -> list[np.ndarray]:
         """A copy of the model's weights."""
@@ -93,6 +109,33 @@ def release() -> None:
     """Let go of the network that was kept, memory included: tf_keras's objects refer to each other in circles."""
     _kept.clear()
     gc.collect()
+
+
+def _make_learned(model, teaching: Teaching, learned: Learned) -> None:
+    """Have the objectives make their weights, which they cannot in a compiled function, on a batch of zeros."""
+    size = 4
+    teacher_logits, teacher_features = tf.zeros([size, model.output.shape[-1]]), {}
+    if teaching.kept:
+        answers = {name: tf.zeros([size, *array.shape[2:]]) for name, array in teaching.kept.items()}
+        teacher_logits, teacher_features = teaching.told(answers, tf.constant(1.0))
+    elif teaching.layers:
+        teacher_logits, teacher_features = teaching.told(
+            teaching.ask(tf.zeros([size, *model.input.shape[1:]])), tf.constant(1.0)
+        )
+    shapes = {name: model.get_layer(layer).output.shape[1:] for name, layer in teaching.layers.items()}
+    batch = Batch(
+        tf.zeros([size, model.output.shape[-1]]),
+        teacher_logits,
+        tf.zeros([size], tf.int32),
+        features={name: tf.zeros([size, *shape]) for name, shape in shapes.items()},
+        teacher_features=teacher_features,
+        learned=learned,
+        indices=tf.range(size) % teaching.training_size,
+        training_size=teaching.training_size,
+        random_seed=tf.zeros([2], tf.int32),
+    )
+    for objective in teaching.objectives.values():
+        objective(batch)
 
 
 def _state(model) -> list[tf.Variable]:

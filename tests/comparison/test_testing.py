@@ -43,11 +43,14 @@ def table(tmp_path):
                         "group": name,
                         "student": "" if stage == "teacher" else "s",
                         "identity": {"stage": stage, "epochs": 3},
-                        "teacher": "outputs/teacher/t",
+                        "teacher": ["outputs/teacher/t"],
+                        "kind": "control" if variant.startswith("c") else stage,
+                        "objective": "kd" if stage == "distill" else "",
+                        "control": "shuffled teacher" if variant.startswith("c") else "",
                         "model": "mlp",
                         "epochs": 3,
                         "steps": 60,
-                        "temperature": float(variant or 4) if stage == "distill" else None,
+                        "temperature": float(variant.strip("c") or 4) if stage == "distill" else None,
                         "alpha": 0.9 if stage == "distill" else None,
                         "test_accuracy": count / n,
                         "errors": n - count,
@@ -216,3 +219,24 @@ def test_a_sure_and_right_network_is_calibrated():
 def test_pairs_are_all_that_share_a_seed(table):
     runs = table(student=[150, 152, 155], distill_1=[160, 163])
     assert testing.judge(runs).groups.loc["distill_1", "pairs"] == 2
+
+
+def test_controls_are_never_the_best_and_the_best_is_held_against_each(table):
+    alone = [150, 155, 152, 149, 158]
+    better = [a + d for a, d in zip(alone, (9, 8, 10, 9, 11), strict=True)]
+    control = [a + d for a, d in zip(alone, (12, 3, 9, 14, 5), strict=True)]
+    runs = table(student=alone, distill_4=better, distill_c=control)
+    runs.loc[runs["kind"] == "control", "validation_accuracy"] = 0.999
+    verdict = testing.judge(runs)
+    assert testing.best(verdict.groups) == "distill_4" and verdict.sentence.startswith("Distilling helped: +4.70 ±")
+    gains = (np.array(better) - control) / 200
+    (said,) = verdict.controls
+    assert said.startswith(
+        f"Over the control 'shuffled teacher': {100 * gains.mean():+.2f} ± {100 * gains.std(ddof=1):.2f} points"
+    )
+    assert f"(5 seeds, p = {students_t(gains):.3f})" in said
+
+
+def test_gains_that_are_all_the_same_are_no_certainty(table):
+    verdict = testing.judge(table(student=[150, 152], distill_1=[151, 153]))
+    assert verdict.groups.loc["distill_1", "p"] == 0.5 and "No evidence" in verdict.sentence

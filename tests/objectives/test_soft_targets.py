@@ -11,6 +11,7 @@ startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
+from kdrun.objectives.batch import Batch  # noqa: E402
 from kdrun.objectives.soft_targets import cross_entropy, kd  # noqa: E402
 
 SCALES = [0.1, 3.0, 50.0]
@@ -44,9 +45,8 @@ def _logits(scale, classes, batch=4, seed=0):
 
 
 def _kd(z, v, temperature, squared=True):
-    return kd(
-        tf.constant(z), tf.constant(v), tf.constant(temperature, tf.float32), scale_by_temperature_squared=squared
-    )
+    batch = Batch(tf.constant(z), tf.constant(v), temperature=tf.constant(temperature, tf.float32))
+    return kd(batch, scale_by_temperature_squared=squared, standardise_logits=False)
 
 
 def _kd_gradient(z, v, temperature, squared=True):
@@ -212,7 +212,8 @@ def test_kd_compiles_with_the_temperature_as_an_input():
     @tf.function(input_signature=[tf.TensorSpec([None, 10]), tf.TensorSpec([None, 10]), tf.TensorSpec([])])
     def compiled(z, v, temperature):
         traces.append(1)
-        return kd(z, v, temperature, scale_by_temperature_squared=True)
+        batch = Batch(z, v, temperature=temperature)
+        return kd(batch, scale_by_temperature_squared=True, standardise_logits=False)
 
     z, v = _logits(3.0, 10)
     for temperature in (1.0, 4.0, 9.0):

@@ -84,7 +84,7 @@ def test_run_json_says_what_a_run_depended_on_and_came_to(trained):
         assert set(record["packages"]) >= {"tensorflow", "tf-keras", "adabelief-tf", "numpy"}
         assert record["results"]["steps"] == 30
         assert record["results"]["test"]["best"]["count"] == 200
-    assert record["teacher"]["run"] == str(trained["teacher"])
+    assert [teacher["run"] for teacher in record["teachers"]] == [str(trained["teacher"])]
     assert record["parameters"]["total"] == 4266
 
 
@@ -191,7 +191,9 @@ def test_distilling_leaves_the_teacher_as_it_was(trained):
 
     record = record_of(trained["teacher"])
     assert runs.damaged(trained["teacher"], record) == []
-    assert record_of(trained["distill"])["teacher"]["weights_sha256"] == record["files"]["checkpoints/best.weights.h5"]
+    assert (
+        record_of(trained["distill"])["teachers"][0]["weights_sha256"] == record["files"]["checkpoints/best.weights.h5"]
+    )
 
 
 def test_a_sweep_over_temperature_and_alpha_with_an_automatic_teacher(pipeline, trained):
@@ -209,7 +211,7 @@ def test_a_sweep_over_temperature_and_alpha_with_an_automatic_teacher(pipeline, 
     jobs = [record_of(path.parent) for path in outputs.glob("sweeps/*/*/run.json")]
     swept = {(job["config"]["temperature"], job["config"]["alpha"]) for job in jobs}
     assert swept == {(2.0, 0.5), (2.0, 0.9), (5.0, 0.5), (5.0, 0.9)}
-    assert {job["teacher"]["run"] for job in jobs} == {str(trained["teacher"])}
+    assert {job["teachers"][0]["run"] for job in jobs} == {str(trained["teacher"])}
     assert len({job["fingerprint"] for job in jobs}) == 4
 
 

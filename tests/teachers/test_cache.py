@@ -498,7 +498,7 @@ SAME_LOGITS = {
     "distill.batch_size": 32,
     "student.epochs": 3,
     "optimizer.learning_rate": 0.1,
-    "objective.scale_by_temperature_squared": False,
+    "objective.kd.scale_by_temperature_squared": False,
     "evaluation_batch_size": 100,
     "outputs": "elsewhere",
     "cache_dir": "elsewhere",
@@ -653,7 +653,7 @@ def test_a_weight_or_an_image_more_or_less_makes_another_entry(teacher, tmp_path
 
 def test_a_teacher_whose_logits_are_not_finite_is_refused_in_one_line(teacher, tmp_path, capsys):
     spoilt = another_teacher(teacher, tmp_path / "spoilt", np.inf)
-    assert main([*SMALL, "stage=cache", f"teacher.run={spoilt}", f"outputs={tmp_path}"]) == 1
+    assert main([*SMALL, "stage=cache", f"teacher.run={spoilt}", f"outputs={tmp_path}"]) == 2
     said = capsys.readouterr().err
     assert "not all finite" in said and said.count("\n") == 1
     assert names(tmp_path / ".cache/teachers") == []

@@ -1,0 +1,131 @@
+"""What an objective is given: a batch as student and teacher saw it, and the weights that it trains beside the student.
+
+An objective is a function (batch, *, its keys) -> float32 scalar, registered by name.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from kdrun.errors import InputError
+
+
+class Learned:
+    """Weights that objectives need beside the networks', float32, by name; each is made at its first use.
+
+    They are trained with the student and saved in training states, but are no part of the student. The first call of
+    an objective must be outside of a tf.function.
+    """
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._variables: dict[str, tf.Variable] = {}
+        self._limits: dict[str, tuple[float, float]] = {}
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All of them, in the order in which they were made."""
+        return list(self._variables.values())
+
+    @property
+    def trainable_variables(self) -> list[tf.Variable]:
+        """Those that gradients reach."""
+        return [variable for variable in self.variables if variable.trainable]
+
+    def initial(self, seed: int) -> list[np.ndarray]:
+        """The values of `variables` before the first step of a run with this seed."""
+        return [self._initial(name, variable.shape, seed) for name, variable in self._variables.items()]
+
+    def variable(self, name: str, shape, low: float, high: float, trainable: bool = True) -> tf.Variable:
+        """A variable that begins with uniform values from low to high; low = high is a constant."""
+        if name not in self._variables:
+            self._limits[name] = low, high
+            value = self._initial(name, shape, self._seed)
+            self._variables[name] = tf.Variable(value, trainable=trainable, name=name.replace(":", "_"))
+        return self._variables[name]
+
+    def dense(self, name: str, x: tf.Tensor, units: int) -> tf.Tensor:
+        """A dense layer with bias: [batch, n] to [batch, units]."""
+        kernel, bias = self._kernel_and_bias(name, [x.shape[-1], units])
+        return tf.matmul(x, kernel) + bias
+
+    def convolution(self, name: str, x: tf.Tensor, filters: int, size: int = 1) -> tf.Tensor:
+        """A convolution with bias: [batch, height, width, channels] to [batch, height, width, filters]."""
+        kernel, bias = self._kernel_and_bias(name, [size, size, x.shape[-1], filters])
+        return tf.nn.conv2d(x, kernel, 1, "SAME") + bias
+
+    def _kernel_and_bias(self, name: str, shape: list[int]) -> tuple[tf.Variable, tf.Variable]:
+        receptive = math.prod(shape[:-2])
+        limit = math.sqrt(6 / (receptive * (shape[-2] + shape[-1])))  # Glorot and Bengio 2010, uniform
+        kernel = self.variable(f"{name}/kernel", shape, -limit, limit)
+        return kernel, self.variable(f"{name}/bias", shape[-1:], 0.0, 0.0)
+
+    def _initial(self, name: str, shape, seed: int) -> np.ndarray:
+        generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        return generator.uniform(*self._limits[name], tuple(shape)).astype(np.float32)
+
+
+class Batch(NamedTuple):
+    """What student and teacher made of the same images.
+
+    logits, teacher_logits: [batch, classes], of any float type; labels: int32 [batch]. features, teacher_features: by
+    layer, [batch, height, width, channels] or [batch, units]. indices: int32 [batch], the images' places among the
+    `training_size` ones. random_seed: int32 [2], for stateless random operations, another one every step. The teacher's
+    side gets no gradient, whatever is given.
+    """
+
+    logits: tf.Tensor
+    teacher_logits: tf.Tensor | None = None
+    labels: tf.Tensor | None = None
+    temperature: tf.Tensor | float = 1.0
+    features: Mapping[str, tf.Tensor] = {}
+    teacher_features: Mapping[str, tf.Tensor] = {}
+    learned: Learned | None = None
+    indices: tf.Tensor | None = None
+    training_size: int = 0
+    random_seed: tf.Tensor | None = None
+
+
+class Pair(NamedTuple):
+    """A student's and its teacher's features of one layer, float32, under the layer's name."""
+
+    name: str
+    student: tf.Tensor
+    teacher: tf.Tensor
+
+
+def pairs(batch: Batch, layers: Sequence[str], maps: str = "", resized: bool = True) -> Iterator[Pair]:
+    """The features that `layers` names: block3, or student_layer:teacher_layer.
+
+    `resized`: where two maps' sizes differ, the larger is resized to the smaller. `maps` is the name of an objective
+    that needs maps. Raises InputError for a layer that is not there, or is of another kind than was asked for.
+    """
+    for name in layers:
+        ours, _, theirs = name.partition(":")
+        student = tf.cast(_named(batch.features, "student", ours), tf.float32)
+        teacher = tf.stop_gradient(tf.cast(_named(batch.teacher_features, "teacher", theirs or ours), tf.float32))
+        ranks = {student.shape.rank, teacher.shape.rank}
+        if maps and ranks != {4}:
+            raise InputError(f"{maps} compares maps, and layer {name} is a vector. Name convolutional layers.")
+        if resized and len(ranks) > 1:
+            raise InputError(f"layer {name} is a map on one side and a vector on the other. Name two of a kind.")
+        if resized and ranks == {4}:
+            height, width = np.minimum(student.shape[1:3], teacher.shape[1:3]).tolist()
+            student, teacher = (_resized(features, height, width) for features in (student, teacher))
+        yield Pair(name, student, teacher)
+
+
+def _named(features: Mapping[str, tf.Tensor], whose: str, name: str) -> tf.Tensor:
+    if name not in features:
+        raise InputError(f"the {whose} has no layer {name}. Allowed: {', '.join(features)}.")
+    return features[name]
+
+
+def _resized(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    if tuple(maps.shape[1:3]) == (height, width):
+        return maps
+    return tf.image.resize(maps, [height, width], method="bilinear", antialias=True)

@@ -1,0 +1,193 @@
+"""Objectives on features: what layers of student and teacher make of the same images.
+
+`layers` names them: block3, or student_layer:teacher_layer where the names differ. Features are maps [batch, height,
+width, channels] or vectors [batch, units], computed in float32; contributions of several layers are added up. Where
+spatial sizes differ, the larger map is resized to the smaller; r is a learned 1x1 convolution or dense layer from the
+student's channels to the teacher's, where these differ.
+"""
+
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from kdrun.errors import InputError
+from kdrun.objectives.batch import Batch, Pair, pairs
+from kdrun.registry import register
+
+_POOLED = {4: 1 / 2, 2: 1 / 4, 1: 1 / 8}  # review: sizes to which maps are pooled, with their weights
+_MOST_CHANNELS = 256  # review: in the middle
+_LEAST_VARIANCE, _FIRST_VARIANCE = 1e-5, 5.0  # variational
+
+
+@register("objective", "fitnet")
+def fitnet(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+    """Mean of (r(F_s) - F_t)^2; float32 scalar. Hints (FitNets, arXiv 1412.6550, section 2.2)."""
+    return sum(_mean_square(_projected(batch, pair) - pair.teacher) for pair in pairs(batch, layers))
+
+
+@register("objective", "attention")
+def attention(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+    """Mean of (a(F_s) - a(F_t))^2; float32 scalar.
+
+    Attention transfer (arXiv 1612.03928): a(F) is the mean over channels of F^2 as a vector of length 1 for each image.
+    """
+
+    def attended(maps):
+        return tf.math.l2_normalize(_flat(tf.reduce_mean(maps**2, axis=-1)), axis=1)
+
+    return sum(
+        _mean_square(attended(pair.student) - attended(pair.teacher)) for pair in pairs(batch, layers, maps="attention")
+    )
+
+
+@register("objective", "variational")
+def variational(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+    """Mean of ((m(F_s) - F_t)^2 / s + log s) / 2; float32 scalar.
+
+    Variational information distillation (arXiv 1904.05835, section 2): m is learned like r, for equal channels, too;
+    s is a learned variance for each of the teacher's channels.
+    """
+    total = 0.0
+    for pair in pairs(batch, layers):
+        mean, channels = _projected(batch, pair, always=True), pair.teacher.shape[-1]
+        first = math.log(math.expm1(_FIRST_VARIANCE - _LEAST_VARIANCE))  # softplus of it is the first variance
+        rho = batch.learned.variable(f"{pair.name}/variance", [channels], first, first)
+        variance = tf.nn.softplus(rho) + _LEAST_VARIANCE
+        total += tf.reduce_mean((mean - pair.teacher) ** 2 / variance + tf.math.log(variance)) / 2
+    return total
+
+
+@register("objective", "contrastive")
+def contrastive(
+    batch: Batch,
+    *,
+    layers: Sequence[str],
+    dimensions: int,
+    negatives: int,
+    contrastive_temperature: float,
+    momentum: float,
+) -> tf.Tensor:
+    """Tell the teacher's feature of the same image from those of others, and the other way round; float32 scalar.
+
+    Contrastive representation distillation (arXiv 1910.10699, section 3.2), by noise-contrastive estimation against a
+    memory of all training images' features, as its authors' code does it, but for `negatives` that a batch shares.
+    """
+    total = 0.0
+    size = batch.training_size
+    count = min(negatives, size)
+    drawn = tf.random.stateless_uniform([count], batch.random_seed, maxval=size, dtype=tf.int32)
+    for pair in pairs(batch, layers, resized=False):
+        sides = {"student": pair.student, "teacher": pair.teacher}
+        embedded = {
+            side: tf.math.l2_normalize(batch.learned.dense(f"{pair.name}/{side}", _flat(features), dimensions), axis=1)
+            for side, features in sides.items()
+        }
+        reach = 1 / math.sqrt(dimensions / 3)
+        memories = {
+            side: batch.learned.variable(
+                f"{pair.name}/{side}_memory", [size, dimensions], -reach, reach, trainable=False
+            )
+            for side in sides
+        }
+        for side, other in (("student", "teacher"), ("teacher", "student")):
+            anchors, memory = embedded[side] / contrastive_temperature, memories[other]
+            same = tf.exp(tf.reduce_sum(anchors * tf.gather(memory, batch.indices), axis=1))
+            others = tf.exp(tf.matmul(anchors, tf.gather(memory, drawn), transpose_b=True))
+            constant = batch.learned.variable(f"{pair.name}/{side}_constant", [], 0.0, 0.0, trainable=False)
+            # set by the first batch: it makes the scores about as large as probabilities among the training images
+            everything = tf.concat([same[:, tf.newaxis], others], axis=1)
+            constant.assign(
+                tf.where(constant > 0, constant, tf.stop_gradient(tf.reduce_mean(everything)) * float(size))
+            )
+            same, others, noise = same / constant, others / constant, count / size
+            told = tf.math.log(same / (same + noise)) + tf.reduce_sum(tf.math.log(noise / (others + noise)), axis=1)
+            total -= tf.reduce_mean(told)
+        for side, memory in memories.items():
+            now = momentum * tf.gather(memory, batch.indices) + (1 - momentum) * embedded[side]
+            memory.scatter_nd_update(batch.indices[:, tf.newaxis], tf.stop_gradient(tf.math.l2_normalize(now, axis=1)))
+    return total
+
+
+@register("objective", "review")
+def review(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+    """The student's deeper layers, merged with the shallower ones, against the teacher's; float32 scalar.
+
+    Knowledge review (arXiv 2104.09044): from the last layer to the first, features go through a learned 1x1 convolution
+    and are merged with what comes from deeper, by two learned attention maps (ABF); a learned 3x3 convolution gives the
+    teacher's channels, compared at several sizes (HCL, see `hcl`).
+    """
+    chosen = list(pairs(batch, layers, maps="review"))
+    middle = min(_MOST_CHANNELS, max(pair.teacher.shape[-1] for pair in chosen) // 2)
+    deeper, total = None, 0.0
+    for pair in reversed(chosen):
+        own = batch.learned.convolution(f"{pair.name}/review", pair.student, middle)
+        if deeper is not None:
+            deeper = tf.image.resize(deeper, own.shape[1:3], method="nearest")
+            both = tf.concat([own, deeper], axis=-1)
+            attention = tf.nn.sigmoid(batch.learned.convolution(f"{pair.name}/review_attention", both, 2))
+            own = own * attention[..., :1] + deeper * attention[..., 1:]
+        deeper = own
+        output = batch.learned.convolution(f"{pair.name}/review_output", own, pair.teacher.shape[-1], size=3)
+        total += hcl(output, pair.teacher)
+    return total
+
+
+def hcl(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
+    """Mean squared differences of maps [batch, height, width, channels] and of pooled ones, weighted; float32 scalar.
+
+    Hierarchical context loss (arXiv 2104.09044, section 3.4).
+    """
+    height, width = student.shape[1:3]
+    total, weights = _mean_square(student - teacher), 1.0
+    for size, weight in _POOLED.items():
+        if size < height:
+            pooled = [_pooled(maps, size, min(size, width)) for maps in (student, teacher)]
+            total += weight * _mean_square(pooled[0] - pooled[1])
+            weights += weight
+    return total / weights
+
+
+@register("objective", "simkd")
+def simkd(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+    """Mean of (F_s - F_t)^2; float32 scalar.
+
+    SimKD (arXiv 2203.14001): the student has a learned projection of its own, which this compares with the teacher's
+    last features, and after it the teacher's classifier: see student.classifier.
+    """
+    total = 0.0
+    for pair in pairs(batch, layers, resized=False):
+        if pair.student.shape[1:] != pair.teacher.shape[1:]:
+            raise InputError(
+                f"simkd: layer {pair.name} is {list(pair.student.shape[1:])} in the student and "
+                f"{list(pair.teacher.shape[1:])} in the teacher; they must be alike. Set student.classifier=teacher."
+            )
+        total += _mean_square(pair.student - pair.teacher)
+    return total
+
+
+def _projected(batch: Batch, pair: Pair, always: bool = False) -> tf.Tensor:
+    """r(F_s): the student's features with the teacher's number of channels."""
+    channels = pair.teacher.shape[-1]
+    if pair.student.shape[-1] == channels and not always:
+        return pair.student
+    project = batch.learned.dense if pair.student.shape.rank == 2 else batch.learned.convolution
+    return project(f"{pair.name}/projection", pair.student, channels)
+
+
+def _pooled(maps: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
+    """Adaptive average pooling: the means of rows x columns cells, which overlap where they do not divide evenly."""
+    for axis, cells in ((1, rows), (2, columns)):
+        length = maps.shape[axis]
+        edges = [(cell * length // cells, -(-(cell + 1) * length // cells)) for cell in range(cells)]
+        means = [tf.reduce_mean(tf.gather(maps, tf.range(*edge), axis=axis), axis=axis) for edge in edges]
+        maps = tf.stack(means, axis=axis)
+    return maps
+
+
+def _flat(features: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(features, [-1, math.prod(features.shape[1:])])
+
+
+def _mean_square(difference: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(difference**2)

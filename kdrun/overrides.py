@@ -69,6 +69,10 @@ def checked(options: argparse.Namespace) -> Checked:
         for override in overrides:
             if override.startswith("="):  # the one that Hydra's own reading lets pass
                 raise _unreadable(override)
+            group = config_dir() / override.partition("=")[0].partition("@")[0]
+            if override.endswith("=null") and group.is_dir():  # for which Hydra has a traceback
+                allowed = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+                raise InputError(f"{override}: a choice cannot be null. Allowed: {allowed}. Or leave it out.")
             if override.lstrip("+~").startswith(("hydra.sweep.subdir", "hydra.output_subdir")):
                 raise InputError(f"{override}: kdrun names these folders itself. Leave it out.")
         for job in _jobs(overrides) if options.multirun else [overrides]:

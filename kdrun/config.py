@@ -138,6 +138,9 @@ def one_of(*names: str) -> Rule:
 RULES: dict[str, Rule] = {
     "seed": integer(0, 2**31 - 1),
     "epochs": integer(1),
+    "generations": integer(1, 100),
+    "mixup": number(0),
+    "peers": integer(0, 16),
     "batch_size": integer(1),
     "evaluation_batch_size": integer(1),
     "inference_batch_size": integer(1),

@@ -9,6 +9,9 @@ from kdrun.errors import InputError
 from kdrun.objectives import choosing
 from kdrun.teachers import cache, checkpoint, file
 
+# what stages of several parts train
+_ROLES = {"pipeline": runs.TRAINING, "generations": ("student", "distill")}
+
 
 def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     """What must fit together: data and its files, sizes, models, the teacher's or evaluated run, the outputs folder.
@@ -28,16 +31,18 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     else:
         training_size = _training_size(config["data"])
         _check_augmentation(config["data"])
-        for role in runs.TRAINING if stage == "pipeline" else {stage} & set(runs.TRAINING):
+        for role in _ROLES.get(stage, {stage} & set(runs.TRAINING)):
             _check_role(config, role, training_size)
         if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
             raise InputError("optimizer.nesterov=true needs momentum, got 0. Set optimizer.momentum=0.9 or the like.")
         dataset = datasets.load(config["data"])
         if stage == "cache":
             checkpoint.sources(config, overrides)
-        if stage in ("distill", "pipeline"):
+        if stage == "generations":
+            _check_generations(config)
+        if stage in ("distill", "pipeline", "generations"):
             choosing.check(config["objective"], dataset.num_classes)
-            trained_first = stage == "pipeline" and config["teacher"]["run"] == "auto"
+            trained_first = stage == "generations" or (stage == "pipeline" and config["teacher"]["run"] == "auto")
             _check_teachers(config, dataset, None if trained_first else checkpoint.sources(config, overrides))
         if stage == "cache" or config["teacher"]["cache"] == "on":
             runs.check_writable("cache_dir", Path(config["cache_dir"]))
@@ -102,6 +107,8 @@ def _check_teachers(config: Mapping, dataset: datasets.Dataset, sources: Sequenc
     layers, asked_for = choosing.layers(objective), "+".join(choosing.chosen(objective))
     count = 1 if sources is None else len(sources)
     of_a_file = bool(sources) and sources[0].is_file()
+    if config["distill"]["peers"]:
+        return _check_peers(config)
     if teacher["weights"] is not None and len(teacher["weights"]) != count:
         raise InputError(f"teacher.weights={teacher['weights']} must be one for each teacher, and there are {count}.")
     if config["stage"] == "pipeline" and (count > 1 or teacher["logits"]):
@@ -123,6 +130,8 @@ def _check_teachers(config: Mapping, dataset: datasets.Dataset, sources: Sequenc
         ours = [*models.features(config["student"]["model"])]
         ours += ["projection"] * (config["student"]["classifier"] == "teacher")
         choosing.expanded(objective, ours, [*models.features(_teachers_model(config, sources))])
+    if config["distill"]["mixup"]:
+        _check_mixup(config, of_a_file)
     if teacher["shuffle"] != "none" and count and (layers or not (of_a_file or cache.wanted(config))):
         raise InputError(
             f"teacher.shuffle={teacher['shuffle']} permutes the teacher's kept logits, and here the teacher runs live. "
@@ -130,8 +139,59 @@ def _check_teachers(config: Mapping, dataset: datasets.Dataset, sources: Sequenc
         )
 
 
+def _check_peers(config: Mapping) -> None:
+    """Raises InputError for what networks that learn from each other cannot go with."""
+    teacher = config["teacher"]
+    given = {
+        "stage=generations": config["stage"] == "generations",
+        "a teacher.run": teacher["run"] != "auto",
+        "teacher.logits": teacher["logits"] is not None,
+        "teacher.weights": teacher["weights"] is not None,
+        "teacher.shuffle": teacher["shuffle"] != "none",
+        "student.classifier=teacher": config["student"]["classifier"] == "teacher",
+        "distill.mixup": bool(config["distill"]["mixup"]),
+        "objectives on features": bool(choosing.layers(config["objective"])),
+        "objectives without a teacher": not choosing.need_teacher(config["objective"]),
+    }
+    if any(given.values()):
+        raise InputError(
+            f"distill.peers={config['distill']['peers']}: peers learn from the labels and each other's logits. Leave "
+            f"out {', '.join(name for name, is_given in given.items() if is_given)}."
+        )
+
+
+def _check_mixup(config: Mapping, of_a_file: bool) -> None:
+    """Raises InputError for what mixed images cannot go with."""
+    if config["teacher"]["cache"] == "on" or config["teacher"]["cache_features"] or of_a_file:
+        raise InputError(
+            "distill.mixup shows the student images that no kept answers are of. Leave out teacher.cache=on, "
+            "teacher.cache_features and teacher.logits: the teacher then runs live, on the same images."
+        )
+    labelled = choosing.need_labels(config["objective"])
+    if config["alpha"] != 1 or config["alpha_end"] not in (None, 1.0) or config["alpha_warmup_epochs"] or labelled:
+        raise InputError(
+            f"distill.mixup={config['distill']['mixup']:g} mixes images, which then have no label. Set alpha=1 without "
+            "alpha_end and alpha_warmup_epochs, and take an objective without labels, as objective=function_matching "
+            "does."
+        )
+
+
 def _teachers_model(config: Mapping, sources: Sequence[Path] | None) -> Mapping:
-    return config["teacher"]["model"] if sources is None else runs.read(sources[0])["model"]
+    if sources is None:
+        return config["student" if config["stage"] == "generations" else "teacher"]["model"]
+    return runs.read(sources[0])["model"]
+
+
+def _check_generations(config: Mapping) -> None:
+    """Raises InputError where another teacher was asked for than the generation before."""
+    teacher = config["teacher"]
+    if teacher["run"] != "auto" or teacher["logits"] or config["student"]["classifier"] == "teacher":
+        raise InputError(
+            "stage=generations: each generation is taught by the one before. Leave out teacher.run, teacher.logits and "
+            "student.classifier."
+        )
+    if not choosing.need_teacher(config["objective"]):
+        raise InputError("stage=generations: this objective needs no teacher. Take objective=kd.")
 
 
 def _check_evaluated(run: str, record: Mapping) -> None:

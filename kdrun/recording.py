@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from kdrun import commands, files, gpus, manifest, runs
+from kdrun.config import flatten
 from kdrun.errors import Diverged, InputError, KdrunError, Stopped
 
 log = logging.getLogger(__name__)
@@ -130,9 +131,17 @@ def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mappi
 def _grown(began: Mapping, depends: Mapping) -> Mapping:
     """The identity of a run that goes on, perhaps for more epochs than it began with."""
     before, now, schedule = began["epochs"], depends["epochs"], depends["optimizer"]["schedule"]
+    annealed = [key for key, value in flatten(depends) if key.endswith("_end") and value is not None]
     grown = began.get("grown_from", [])
-    if before != now and schedule == "constant":
+    if before != now and schedule == "constant" and not annealed:
         log.info("%d epochs instead of %d: at a constant learning rate all is as if begun with %d", now, before, now)
+    elif before != now and schedule == "constant":
+        grown = [*grown, before]
+        log.warning(
+            "%d epochs instead of %d: what ends at %s is stretched over all %d from here on, and the result is not "
+            "that of a run begun with %d",
+            *(now, before, ", ".join(annealed), now, now),
+        )
     elif before != now:
         grown = [*grown, before]  # no longer the run that it would have been from its beginning
         log.warning(

@@ -7,7 +7,7 @@ from kdrun import config as rules
 from kdrun import runs
 from kdrun.errors import InputError
 
-STAGES = (*runs.TRAINING, "pipeline")  # the others are done in no time
+STAGES = (*runs.TRAINING, *runs.CHAINS)  # the others are done in no time
 ROLES = tuple(f"{role}.epochs" for role in runs.TRAINING)
 
 # what can be given anew when a run goes on: it does not change a single bit of the result
@@ -35,8 +35,8 @@ def interrupted(config: Mapping) -> Path | None:
     if stage not in STAGES:
         return None
     dataset_sha256 = datasets.fingerprint(config["data"])
-    if stage == "pipeline":
-        depends = runs.pipeline_identity(config, dataset_sha256)
+    if stage in runs.CHAINS:
+        depends = runs.chain_identity(config, dataset_sha256)
     else:
         sources = checkpoint.sources(config) if stage == "distill" else []
         weights = [checkpoint.weights_of(source) for source in sources]
@@ -102,10 +102,10 @@ def _more_epochs(record: Mapping, values: Mapping, asked: Mapping) -> dict:
     for key, epochs in changed.items():
         if epochs < values[key]:
             raise InputError(f"{key} can only grow in a run that goes on: it is {values[key]}, got {epochs}.")
-        if epochs > values[key] and record["stage"] == "pipeline":
+        if epochs > values[key] and record["stage"] in runs.CHAINS:
             raise InputError(
-                f"{key} cannot grow in a pipeline, where some stages may be done: it is {values[key]}, got {epochs}. "
-                "Go on with the run of one of its stages, or start a new pipeline."
+                f"{key} cannot grow in stage={record['stage']}, parts of which may be done: it is {values[key]}, got "
+                f"{epochs}. Go on with the run of one of its parts, or start a new one."
             )
     return changed
 

@@ -18,6 +18,7 @@ from kdrun.errors import InputError
 
 _FORMAT = 3  # raise when the same config would no longer give the same result
 TRAINING = ("teacher", "student", "distill")  # stages that train one network
+CHAINS = ("pipeline", "generations")  # stages that consist of such
 HEARTBEAT_SECONDS = 15
 # keys of the config that only distilling depends on
 DISTILLING = ("temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective")
@@ -60,15 +61,17 @@ def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: 
         depends["teacher_weights"] = list(teacher_weights)
         depends["teacher_inference_batch_size"] = config["teacher"]["inference_batch_size"]
         depends["classifier"] = config["student"]["classifier"]
+        depends |= {key: config["distill"][key] for key in ("mixup", "peers")}
     return depends
 
 
-def pipeline_identity(config: Mapping, dataset_sha256: str) -> dict:
-    """Everything that the result of a pipeline depends on: its stages' identities, and which teacher is given."""
+def chain_identity(config: Mapping, dataset_sha256: str) -> dict:
+    """Everything that the result of a stage of several parts depends on: theirs, which teacher is given, how many."""
     return {
-        "stage": "pipeline",
+        "stage": config["stage"],
         "stages": [identity(config, stage, dataset_sha256) for stage in TRAINING],
         "teacher": [config["teacher"][key] for key in ("run", "logits")],
+        "generations": config.get("generations"),
     }
 
 

@@ -30,6 +30,8 @@ KEYS = [
     "data.validation_size",
     "distill.batch_size",
     "distill.epochs",
+    "distill.mixup",
+    "distill.peers",
     "epochs",
     "evaluation_batch_size",
     "measure_latency",

@@ -17,7 +17,15 @@ from kdrun.training import metrics
 
 _DEPTH = 4  # folders below a given one in which runs are looked for
 _NOT_THE_SEED = ("seed", "teacher_weights")
-_DISTILLING_ALONE = ("stage", *runs.DISTILLING, "teachers", "teacher_inference_batch_size", "classifier")
+_DISTILLING_ALONE = (
+    "stage",
+    *runs.DISTILLING,
+    "teachers",
+    "teacher_inference_batch_size",
+    "classifier",
+    "mixup",
+    "peers",
+)
 
 
 def frame(*places: str | Path) -> pd.DataFrame:
@@ -118,7 +126,8 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "weights_bytes": (run_dir / "checkpoints" / "best.weights.h5").stat().st_size,
         "epochs": record["identity"]["epochs"],
         "steps": results["steps"],
-        "objective": "+".join(choosing.chosen(record["identity"].get("objective", {}))),
+        "objective": "+".join(choosing.chosen(record["identity"].get("objective", {})))
+        + " of peers" * bool(record["identity"].get("peers")),
         "control": (control := _control(record["identity"])),
         "kind": "control" if control else record["stage"],
         "temperature": record["identity"].get("temperature"),

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-_ORDER, _VIEW, _SHUFFLE = 0, 1, 2  # streams of random numbers that must not meet
+_ORDER, _VIEW, _SHUFFLE, _MIX = 0, 1, 2, 3  # streams of random numbers that must not meet
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
@@ -46,6 +46,15 @@ def stream(seed: int, step: int, count: int, batch_size: int, size: int, views: 
         indices[here] = order[offsets[here]]
         chosen[here] = view[indices[here]]
     return indices.reshape(count, batch_size), chosen.reshape(count, batch_size)
+
+
+def shares(seed: int, step: int, count: int, mixup: float) -> np.ndarray:
+    """How much of an image is its own where images are mixed (arXiv 1710.09412), float32 [count]: for each step from
+    Beta(mixup, mixup), 1 without mixing."""
+    if not mixup:
+        return np.ones(count, np.float32)
+    steps = range(step, step + count)
+    return np.array([np.random.default_rng([seed, n, _MIX]).beta(mixup, mixup) for n in steps], np.float32)
 
 
 def shuffled(seed: int, labels: np.ndarray, how: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 An objective is a function (batch, *, its keys) -> float32 scalar, registered by name.
 """
 
+import logging
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from kdrun.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class Learned:
@@ -114,7 +117,12 @@ def pairs(batch: Batch, layers: Sequence[str], maps: str = "", resized: bool = T
         if resized and len(ranks) > 1:
             raise InputError(f"layer {name} is a map on one side and a vector on the other. Name two of a kind.")
         if resized and ranks == {4}:
-            height, width = np.minimum(student.shape[1:3], teacher.shape[1:3]).tolist()
+            sizes = [tuple(features.shape[1:3]) for features in (student, teacher)]
+            height, width = np.minimum(*sizes).tolist()
+            if tf.executing_eagerly() and sizes[0] != sizes[1]:  # once: later calls are of compiled functions
+                log.info(
+                    "layer %s: maps of %s (student) and %s (teacher) are compared at %s", name, *sizes, (height, width)
+                )
             student, teacher = (_resized(features, height, width) for features in (student, teacher))
         yield Pair(name, student, teacher)
 

@@ -13,6 +13,7 @@ from kdrun.registry import get
 
 WITHOUT_TEACHER = ("label_smoothing", "teacher_free")
 WEIGHTS = ("weight", "weight_end", "warmup_epochs")  # keys that every objective has; its function does not get them
+_LABELLED = (*WITHOUT_TEACHER, "dkd", "nkd")
 _THREE_CLASSES = ("dkd", "nkd")  # they compare the classes other than the label's with each other
 
 
@@ -46,6 +47,11 @@ def without_weights(objective: Mapping) -> dict:
 def need_teacher(objective: Mapping) -> bool:
     """Whether any of them does."""
     return any(name not in WITHOUT_TEACHER for name in chosen(objective))
+
+
+def need_labels(objective: Mapping) -> bool:
+    """Whether any of them does."""
+    return any(name in _LABELLED for name in chosen(objective))
 
 
 def layers(objective: Mapping) -> list[str]:

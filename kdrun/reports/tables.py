@@ -1,4 +1,4 @@
-"""The table that a pipeline ends with."""
+"""Tables that a run of several stages ends with."""
 
 import io
 import logging
@@ -48,3 +48,19 @@ def comparison(rows: Sequence[Mapping]) -> None:
     log.info("\n%s", text.getvalue().rstrip())
     for row in rows:
         log.info("%s: %s", NAMES[row["stage"]], row["run"])
+
+
+def generations(rows: Sequence[Mapping]) -> None:
+    """Log each generation's test metrics, and the ensemble's."""
+    table = Table(title="Test set: weights best by validation", title_justify="left")
+    for number, heading in enumerate(("", "accuracy", f"errors of {rows[0]['test']['count']:,}", "cross-entropy")):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        test = row["test"]
+        table.add_row(row["name"], f"{test['accuracy']:.2%}", f"{test['errors']:,}", f"{test['cross_entropy']:.4f}")
+    text = io.StringIO()
+    Console(file=text, width=120, color_system=None).print(table)
+    log.info("\n%s", text.getvalue().rstrip())
+    for row in rows:
+        if row["run"]:
+            log.info("%s: %s", row["name"], row["run"])

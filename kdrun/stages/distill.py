@@ -46,6 +46,8 @@ def distill(config: Mapping, run_dir: Path) -> dict:
                 "kept": cache.wanted(config),
                 "teachers": depends["teachers"],
                 "cache_features": config["teacher"]["cache_features"],
+                "mixed": bool(config["distill"]["mixup"]),
+                "peers": config["distill"]["peers"],
             },
             make=partial(_teaching, config, sources, dataset, model),
             classifier=classifier,
@@ -70,14 +72,16 @@ def _teaching(config: Mapping, sources: Sequence[Path], dataset: datasets.Datase
         "layers": student_layers,
         "training_size": len(dataset.train.labels),
     }
-    if not sources:
-        return Teaching(**parts, kept={}, ask=None, told=lambda given, t: (None, {}), validation=None, test=None)
-    combine = partial(_combined, config["teacher"], len(sources))
+    count = config["distill"]["peers"] or len(sources)
+    combine = partial(_combined, config["teacher"], count)
 
     def told(given, temperature):
-        return combine([given[f"logits/{k}"] for k in range(len(sources))], temperature), {
-            name: given[name] for name in teacher_layers
-        }
+        logits = combine([given[f"logits/{k}"] for k in range(count)], temperature) if count else None
+        return logits, {name: given[name] for name in teacher_layers}
+
+    if not sources:
+        nobody = {"kept": {}, "ask": None, "validation": None, "test": None}
+        return Teaching(**parts, **nobody, told=told, peers=config["distill"]["peers"])
 
     kept = _kept(config, sources, dataset, teacher_layers)
     if kept:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import runs, stages
+from kdrun import runs
 from kdrun.data import datasets
-from kdrun.errors import InputError
-from kdrun.recording import recording, update
+from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.reports import tables
+from kdrun.stages import chain
 from kdrun.teachers import answers, cache, checkpoint
 from kdrun.training import metrics, precision
 
@@ -22,26 +22,18 @@ log = logging.getLogger(__name__)
 def pipeline(config: Mapping, run_dir: Path) -> dict:
     """Run, or find completed, the three training stages, then compare them on the test set."""
     dataset_sha256 = datasets.fingerprint(config["data"])
-    depends = runs.pipeline_identity(config, dataset_sha256)
+    depends = runs.chain_identity(config, dataset_sha256)
     with recording(run_dir, config, depends, dataset_sha256=dataset_sha256) as record:
-        begun = record.setdefault("stages", {})  # each stage's run directory, for a pipeline that goes on
 
         def run(stage: str, identity: Mapping) -> Path:
-            found = _good(begun.get(stage), identity) or _reusable(config, identity)
-            if found and runs.read(found)["status"] == "completed":
-                log.info("%s: reusing the completed run %s", stage, found)
-                return found
-            begun[stage] = str(found or runs.create(config["outputs"], stage))
-            update(run_dir, record)
-            stages.run({**config, "stage": stage}, Path(begun[stage]))
-            return Path(begun[stage])
+            return chain.link({**config, "stage": stage}, run_dir, record, stage, identity)
 
         teacher_dir = _teacher(config, dataset_sha256, run)
         config = {**config, "teacher": {**config["teacher"], "run": str(teacher_dir)}}
         sources = checkpoint.sources(config)
         weights = [checkpoint.weights_of(source) for source in sources]
         identities = {stage: runs.identity(config, stage, dataset_sha256, weights) for stage in ("student", "distill")}
-        if sources and cache.wanted(config) and _reusable(config, identities["distill"]) is None:
+        if sources and cache.wanted(config) and chain.reusable(config, identities["distill"]) is None:
             precision.prepare_machine()
             # now, so that the teacher is out of memory before a student is in it
             answers.kept(config, teacher_dir, datasets.load(config["data"]))
@@ -58,28 +50,6 @@ def _teacher(config: Mapping, dataset_sha256: str, run: Callable[[str, Mapping],
     if config["teacher"]["run"] != "auto":
         return Path(config["teacher"]["run"])
     return run("teacher", runs.identity(config, "teacher", dataset_sha256))
-
-
-def _good(begun: str | None, identity: Mapping) -> Path | None:
-    """The run directory in which a pipeline that goes on has begun a stage, if it can be used."""
-    if begun is None:
-        return None
-    try:
-        record = runs.read(begun)
-    except InputError as error:
-        log.warning("%s Beginning that stage anew", error)
-        return None
-    if record.get("fingerprint") != runs.fingerprint(identity):
-        log.warning("%s depends on something else than it did. Beginning that stage anew", begun)
-        return None
-    if record["status"] == "completed" and (changed := runs.damaged(Path(begun), record)):
-        log.warning("%s: %s is not what run.json says. Beginning that stage anew", begun, ", ".join(changed))
-        return None
-    return Path(begun)
-
-
-def _reusable(config: Mapping, identity: Mapping) -> Path | None:
-    return runs.find(config["outputs"], identity) if config["reuse"] else None
 
 
 def _compared(found: Mapping[str, Path], run_dir: Path) -> dict:

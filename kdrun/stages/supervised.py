@@ -16,8 +16,8 @@ from kdrun.objectives import choosing
 from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import figures
-from kdrun.training import loop, precision, schedules, state
-from kdrun.training.inference import compiled_inference, latency
+from kdrun.training import loop, metrics, precision, schedules, state
+from kdrun.training.inference import compiled_inference, latency, logits
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network, Teaching, kept
 
@@ -129,6 +129,8 @@ def train_network(
         if config["measure_latency"]:
             network.latency = network.latency or latency(network.model, dataset.test.images, size)
             results["latency"] = network.latency
+        if network.peers:
+            results["peers"] = _peers(network, config, dataset, run_dir)
         record["results"] = results
         record["files"] = {name: files.sha256(run_dir / name) for name in FILES}
     log.info(
@@ -140,6 +142,19 @@ def train_network(
         results["test"]["last"]["accuracy"],
     )
     return results
+
+
+def _peers(network: Network, config: Mapping, dataset: datasets.Dataset, run_dir: Path) -> list[dict]:
+    """Save the peers' last weights, and measure them on the test set."""
+    found = []
+    for number, peer in enumerate(network.peers, start=1):
+        infer = compiled_inference(
+            peer, dataset.test.images.shape[1:], config["evaluation_batch_size"], config["data"]["image_size"]
+        )
+        found.append(metrics.evaluate(logits(infer, dataset.test.images), dataset.test.labels))
+        files.write_with(run_dir / "checkpoints" / f"peer{number}.weights.h5", peer.save_weights)
+        log.info("peer %d: test accuracy %.4f (last)", number, found[-1]["accuracy"])
+    return found
 
 
 def settings_of(config: Mapping, seed: int) -> loop.Settings:
@@ -158,6 +173,7 @@ def settings_of(config: Mapping, seed: int) -> loop.Settings:
         weights=choosing.weights(config["objective"]) if config["stage"] == "distill" else (),
         annealing=config["annealing"],
         shuffle=config["teacher"]["shuffle"] if config["stage"] == "distill" else "none",
+        mixup=config["distill"]["mixup"] if config["stage"] == "distill" else 0.0,
     )
 
 

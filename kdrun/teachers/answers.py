@@ -30,6 +30,8 @@ def why_live(config: Mapping, dataset: Dataset) -> str:
     """The reason that they are not kept, for the log."""
     if config["teacher"]["cache"] == "off":
         return "teacher.cache=off"
+    if config["distill"]["mixup"]:
+        return "no two mixed images are alike"
     room = files.readable(cache.size(_shapes(config, dataset)))
     return (
         f"augmentation shows it {_views(config)} views of each image; teacher.cache=on would keep its logits of all "

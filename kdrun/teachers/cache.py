@@ -34,7 +34,8 @@ Ask = Callable[[str], Iterator[np.ndarray]]
 def wanted(config: Mapping) -> bool:
     """Whether the configured distil run reads its teacher's logits from here; see conf/config.yaml."""
     asked = config["teacher"]["cache"]
-    return asked == "on" or (asked == "auto" and batches.view_count(**config["data"]["augment"]) == 1)
+    finite = batches.view_count(**config["data"]["augment"]) == 1 and not config["distill"]["mixup"]
+    return asked == "on" or (asked == "auto" and finite)
 
 
 def key(depends: Mapping) -> str:

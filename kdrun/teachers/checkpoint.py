@@ -23,11 +23,12 @@ _NOT_THE_TEACHERS += ("student.", "distill.", "model@student", "teacher.shuffle"
 def sources(config: Mapping, overrides: Sequence[str] = ()) -> list[Path]:
     """Who teaches, each checked to be usable with the configured data: run directories, or one file of logits.
 
-    None of the objectives may need a teacher: then nobody. `teacher.run=auto` is the newest completed teacher run with
-    the configured teacher's fingerprint; otherwise a run directory, a folder of them, a sweep's name, or a list of
-    such. Raises InputError where there is none, with the command that makes one, given the command line's `overrides`.
+    Nobody where no objective needs a teacher, or peers learn from each other. `teacher.run=auto` is the newest
+    completed teacher run with the configured teacher's fingerprint; otherwise a run directory, a folder of them, a
+    sweep's name, or a list of such. Raises InputError where there is none, with the command that makes one, given the
+    command line's `overrides`.
     """
-    if config["stage"] != "cache" and not choosing.need_teacher(config["objective"]):
+    if config["stage"] != "cache" and (config["distill"]["peers"] or not choosing.need_teacher(config["objective"])):
         return []
     if config["teacher"]["logits"] is not None:
         return [Path(config["teacher"]["logits"])]

@@ -56,6 +56,7 @@ class Settings(NamedTuple):
     weights: Sequence[Annealed] = ()
     annealing: str = "linear"
     shuffle: str = "none"
+    mixup: float = 0.0
 
 
 class Progress:
@@ -173,13 +174,14 @@ def _restored(
 
 
 def compiled_steps(network: Network, split: Split, settings: Settings):
-    """A compiled function that takes some steps: (indices, views, values, draws, answers) -> float32 [steps, metrics].
+    """A compiled function that takes some steps: (indices, views, values, shares, draws, answers) -> metrics.
 
     indices and views are int32 [steps, batch]. `values`, float32 [steps, 3 + objectives], holds learning rate,
     temperature, alpha and the objectives' weights of each step: inputs, so that changing them traces nothing anew.
-    `draws`, int32 [steps, 2], are seeds for random operations, and `answers` the teachers' kept ones, float32 [steps,
-    batch, ...] by name. What comes back are the step metrics, in STEP_METRICS' order, and each objective's own. Of
-    `settings`, batch size and preprocessing are used.
+    `shares`, float32 [steps], say how much of an image is its own where images are mixed, `draws`, int32 [steps, 2],
+    are seeds for random operations, and `answers` the teachers' kept ones, float32 [steps, batch, ...] by name. What
+    comes back are the step metrics, in STEP_METRICS' order, and each objective's own. Of `settings`, batch size,
+    preprocessing and whether images are mixed are used.
     """
     model, teaching, optimizer = network.model, network.teaching, network.optimizer
     images_in_memory, labels_in_memory = tf.constant(split.images), tf.constant(split.labels)
@@ -192,7 +194,7 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
         for name, array in (teaching.kept if teaching else {}).items()
     }
 
-    def taught(given, images, logits, features, temperature, **known) -> list[tf.Tensor]:
+    def taught(given, logits, features, temperature, **known) -> list[tf.Tensor]:
         """What the objectives say of a batch, each for itself."""
         teacher_logits, teacher_features = teaching.told(given, temperature)
         seen = Batch(
@@ -207,8 +209,10 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
         )
         return [objective(seen) for objective in objectives.values()]
 
-    @tf.function(input_signature=[batch, batch, values, tf.TensorSpec([None, 2], tf.int32), answer])
-    def run_steps(indices, views, values, draws, answers):
+    share, draw = tf.TensorSpec([None], tf.float32), tf.TensorSpec([None, 2], tf.int32)
+
+    @tf.function(input_signature=[batch, batch, values, share, draw, answer])
+    def run_steps(indices, views, values, shares, draws, answers):
         count = len(STEP_METRICS) + len(objectives) if teaching else 3
         rows = tf.TensorArray(tf.float32, tf.shape(indices)[0], element_shape=[count])
         for k in tf.range(tf.shape(indices)[0]):
@@ -216,20 +220,29 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
             labels = tf.gather(labels_in_memory, indices[k])
             images = augment(tf.gather(images_in_memory, indices[k]), views[k], settings.jitter, settings.flip)
             images = prepare(images, settings.image_size)
+            if settings.mixup:  # with those of the batch in the opposite order, which is as random as any
+                images = shares[k] * images + (1.0 - shares[k]) * tf.reverse(images, [0])
             given = {name: answer[k] for name, answer in answers.items()}
             if teaching and teaching.ask:
                 given = teaching.ask(images)
             with tf.GradientTape() as tape:
                 logits, features = forward(images, training=True) if forward else (model(images, training=True), {})
                 loss = label_loss = cross_entropy(logits, labels)
-                terms = []
+                terms, total = [], loss
                 if teaching:
                     known = {"labels": labels, "indices": indices[k], "random_seed": draws[k]}
-                    terms = taught(given, images, logits, features, temperature, **known)
-                    distillation_loss = tf.add_n([w * term for w, term in zip(weights, terms, strict=True)])
-                    loss = (1.0 - alpha) * label_loss + alpha * distillation_loss
-                    terms = [distillation_loss, *terms]
-                scaled_loss = optimizer.scaled(loss)
+                    together = [logits, *(peer(images, training=True) for peer in network.peers)]
+                    rows_of = []
+                    for place, each in enumerate(together):
+                        heard = _others(together, place) if network.peers else given
+                        its_labels = label_loss if place == 0 else cross_entropy(each, labels)
+                        its_terms = taught(heard, each, features, temperature, **known)
+                        distillation_loss = tf.add_n([w * term for w, term in zip(weights, its_terms, strict=True)])
+                        its_loss = (1.0 - alpha) * its_labels + alpha * distillation_loss
+                        rows_of.append((its_loss, [distillation_loss, *its_terms]))
+                    loss, terms = rows_of[0]  # what is shown is the student's
+                    total = tf.add_n([its_loss for its_loss, _ in rows_of])
+                scaled_loss = optimizer.scaled(total)
             optimizer.minimize(tape, scaled_loss, learning_rate)
             correct = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
             accuracy = tf.reduce_mean(tf.cast(correct, tf.float32))
@@ -237,6 +250,12 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
         return rows.stack()
 
     return run_steps
+
+
+def _others(together: Sequence[tf.Tensor], place: int) -> dict[str, tf.Tensor]:
+    """For networks that learn from each other: the logits of all but one, as its teachers' answers."""
+    others = [each for number, each in enumerate(together) if number != place]
+    return {f"logits/{number}": tf.stop_gradient(each) for number, each in enumerate(others)}
 
 
 def _steps(network: Network, settings: Settings, step: int, end: int, labels: np.ndarray) -> Iterator[np.ndarray]:
@@ -250,9 +269,10 @@ def _steps(network: Network, settings: Settings, step: int, end: int, labels: np
         started = time.perf_counter()
         indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
         values = _values(settings, step, count, per_epoch)
+        shares = batches.shares(settings.seed, step, count, settings.mixup)
         draws = np.stack([np.full(count, settings.seed), np.arange(step, step + count)], axis=1).astype(np.int32)
         answers = {name: answer[chosen, asked_for[indices]] for name, answer in kept.items()}
-        yield network.run_steps(indices, chosen, values, draws, answers).numpy()
+        yield network.run_steps(indices, chosen, values, shares, draws, answers).numpy()
         step += count
         affordable = int(_SECONDS_PER_CALL * count / (time.perf_counter() - started))
         count = min(max(1, affordable), 2 * count, max(1, end - step))

@@ -40,14 +40,15 @@ class Teaching(NamedTuple):
     validation: np.ndarray | None
     test: np.ndarray | None
     training_size: int
+    peers: int = 0
 
 
 class Network:
     """A model, what it learns from, the weights that this needs, its optimizer, and, set by whoever makes it, the
     functions compiled of them.
 
-    `build(seed)` makes the model with its initial weights. A second call of it, for another seed, is made for its
-    values alone.
+    `build(seed)` makes the model with its initial weights; its `peers` are made with the seeds after it. A second call
+    for another seed is made for its values alone.
     """
 
     run_steps: Callable
@@ -60,29 +61,36 @@ class Network:
         self._build = build
         self.model = build(seed)
         self.teaching = teaching
+        self.peers = [build(seed + number) for number in range(1, 1 + (teaching.peers if teaching else 0))]
         self.learned = Learned(seed)
-        if teaching:
+        if teaching and not teaching.peers:
             _make_learned(self.model, teaching, self.learned)
-        trained = [*self.model.trainable_variables, *self.learned.trainable_variables]
+        trained = [v for model in (self.model, *self.peers) for v in model.trainable_variables]
+        trained += self.learned.trainable_variables
         self.optimizer = FlatOptimizer(optimizer, trained, scale_loss)
-        self._initial = {seed: _values(_state(self.model))}
+        self._initial = {seed + number: _values(_state(each)) for number, each in enumerate((self.model, *self.peers))}
         self._fresh_optimizer = _values(self.optimizer.state)
 
     def reset(self, seed: int) -> None:
         """Weights, random generators and optimizer as they are before the first step of a run with this seed."""
-        if seed not in self._initial:
-            if len(self._initial) == _SEEDS_REMEMBERED:
-                del self._initial[next(iter(self._initial))]
-            self._initial[seed] = _values(_state(self._build(seed)))
-        _assign(_state(self.model), self._initial[seed])
+        for number, model in enumerate((self.model, *self.peers)):
+            _assign(_state(model), self._initial_values(seed + number))
         _assign(self.learned.variables, self.learned.initial(seed))
         _assign(self.optimizer.state, self._fresh_optimizer)
         self.optimizer.reload()
 
+    def _initial_values(self, seed: int) -> list[np.ndarray]:
+        if seed not in self._initial:
+            if len(self._initial) >= _SEEDS_REMEMBERED:
+                del self._initial[next(iter(self._initial))]
+            self._initial[seed] = _values(_state(self._build(seed)))
+        return self._initial[seed]
+
     @property
     def state(self) -> list[tf.Variable]:
         """All variables that the next step depends on: weights, random generators, what the optimizer remembers."""
-        return [*_state(self.model), *self.learned.variables, *self.optimizer.state]
+        of_peers = [variable for peer in self.peers for variable in _state(peer)]
+        return [*_state(self.model), *of_peers, *self.learned.variables, *self.optimizer.state]
 
     def weights(self) -> list[np.ndarray]:
         """A copy of the model's weights."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from kdrun.overrides import config_dir
 
 startup.load_tensorflow()
 
+from kdrun import models  # noqa: E402
 from kdrun.data import batches, datasets  # noqa: E402
+from kdrun.objectives import soft_targets  # noqa: E402
 from kdrun.teachers import checkpoint  # noqa: E402
 from kdrun.training import network  # noqa: E402
 
@@ -80,7 +83,7 @@ def test_every_objective_distils_and_logs_itself_and_leaves_the_teacher_and_the_
     assert sorted(found) == OBJECTIVES
     students = {}
     for name, run_dir in found.items():
-        term, alpha = name.replace("_unscaled", ""), lines(run_dir)[0]["alpha"]
+        (term,), alpha = runs.read(run_dir)["config"]["objective"], lines(run_dir)[0]["alpha"]
         for line in lines(run_dir):
             weight = runs.read(run_dir)["config"]["objective"][term]["weight"]
             assert np.isfinite(line[term])
@@ -230,6 +233,8 @@ def test_an_objective_of_the_users_own_in_ten_lines(outputs, teacher, tmp_path, 
         (["objective=attention", "objective.attention.layers=[embedding]"], "attention compares maps"),
         (["objective=null"], "objective=null: a choice cannot be null. Allowed: attention, contrastive"),
         (["objective=[]"], "objective must name at least one"),
+        (["distill.mixup=1"], "mixes images, which then have no label"),
+        (["objective=function_matching", "teacher.cache=on"], "no kept answers are of"),
         (["teacher.weights=[1,2]"], "must be one for each teacher, and there are 1"),
         (["teacher.shuffle=all", "teacher.cache=off"], "Set teacher.cache=on"),
         (["teacher.shuffle=all", "objective=fitnet"], "take an objective on logits"),
@@ -284,6 +289,98 @@ def test_a_shuffled_teacher_gives_each_image_anothers_answer(outputs, teacher, d
     record = runs.read(shuffled)
     logits = [np.load(run / "predictions/test.npz")["logits"].argmax(1) for run in (shuffled, teacher)]
     assert record["results"]["test"]["best"]["teacher_agreement"] == pytest.approx(np.mean(logits[0] == logits[1]))
+
+
+def test_generations_teach_each_other_and_go_on_where_they_were(tmp_path, capsys):
+    command = [*SMALL, *CONVNET, "stage=generations"]
+    assert main([*command, "generations=2", f"outputs={tmp_path}"]) == 0
+    (first,) = tmp_path.glob("generations/*")
+    results = runs.read(first)["results"]
+    found = [Path(row["run"]) for row in results["generations"]]
+    assert [runs.read(run)["stage"] for run in found] == ["student", "distill", "distill"]
+    assert [runs.read(run)["seed"] for run in found] == [42, 43, 44]
+    for teacher, student in pairwise(found):
+        assert runs.read(student)["teachers"][0]["run"] == str(teacher)
+    logits = [np.load(run / "predictions/test.npz")["logits"].astype(np.float64) for run in found]
+    mean = np.mean([np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in logits], axis=0)
+    labels = np.load(found[0] / "predictions/test.npz")["labels"]
+    assert results["ensemble"]["test"]["errors"] == np.count_nonzero(mean.argmax(axis=1) != labels)
+    expected = -np.log(mean[np.arange(200), labels]).mean()
+    assert results["ensemble"]["test"]["cross_entropy"] == pytest.approx(expected)
+    capsys.readouterr()
+    assert main([*command, "generations=3", f"outputs={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count("reusing the completed run") == 3
+    assert "taught by the one before" in refused(capsys, *command, "teacher.run=x", f"outputs={tmp_path}")
+
+
+def test_mixed_images_are_shown_to_both_and_never_twice_the_same(outputs, teacher):
+    command = [*SMALL, *CONVNET, "stage=distill", f"teacher.run={teacher}", "objective=function_matching", "epochs=1"]
+    one, again, other = (done(outputs, *command, f"distill.mixup={mixup}") for mixup in ("1", "1.0", "0.2"))
+    assert bits(one) == bits(again) and bits(one)["predictions/test.npz"] != bits(other)["predictions/test.npz"]
+    shares = batches.shares(1, 0, 4000, 0.4)
+    assert len(set(shares)) > 3900 and abs(shares.mean() - 0.5) < 0.03  # Beta(a, a): mean 1/2, variance 1/(8 a + 4)
+    assert shares.var() == pytest.approx(1 / (8 * 0.4 + 4), rel=0.1)
+    assert (batches.shares(1, 3, 1, 0.4) == shares[3:4]).all()
+
+
+def test_peers_learn_from_each_other(tmp_path, capsys):
+    command = [*SMALL, *CONVNET, "stage=mutual", "distill.peers=2", f"outputs={tmp_path}"]
+    network.release()
+    assert main([*command]) == 0
+    (kept,) = network._kept.values()
+    (run_dir,) = tmp_path.glob("distill/*")
+    record = runs.read(run_dir)
+    assert record["teachers"] == [] and len(record["results"]["peers"]) == 2
+    assert len(list((run_dir / "checkpoints").glob("peer*.weights.h5"))) == 2
+    assert record["parameters"]["total"] == kept.model.count_params()  # the student's alone
+    for model in (kept.model, *kept.peers):
+        first = models.build(record["model"], (28, 28, 1), 10, 42, "float32").get_weights()
+        assert all(np.any(a != b) for a, b in zip(model.get_weights(), first, strict=True))
+    assert all(line["kd"] > 0 for line in lines(run_dir))
+    assert main(["stage=evaluate", f"run={run_dir}", f"outputs={tmp_path}"]) == 0
+    for given in ("objective=fitnet", "teacher.run=x", "distill.mixup=1"):
+        assert "learn from the labels and each other" in refused(capsys, *command, given)
+
+
+def test_a_step_of_peers_is_that_of_the_formula():
+    """Of two linear networks, by SGD: each goes down its own loss, with the other's probabilities as constants."""
+    from kdrun.training import loop
+
+    images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
+    labels = np.arange(8, dtype=np.int32) % 3
+    keys = {"hidden_units": [], "input_dropout": 0.0, "hidden_dropout": 0.0}
+    sgd = {"name": "sgd", "learning_rate": 0.5, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    sgd |= {"schedule": "constant", "warmup_epochs": 0.0}
+
+    def build(seed):
+        return models.build({"name": "mlp", **keys}, (2, 2, 1), 3, seed, "float32")
+
+    def told(given, temperature):
+        return given["logits/0"], {}
+
+    def objective(batch):
+        return soft_targets.kd(batch, scale_by_temperature_squared=True, standardise_logits=False)
+
+    nobody = {"layers": {}, "kept": {}, "ask": None, "validation": None, "test": None, "training_size": 8}
+    teaching = network.Teaching(objectives={"kd": objective}, told=told, peers=1, **nobody)
+    made = network.Network(build, 1, sgd, False, teaching)
+    settings = loop.Settings(1, 1, 8, 2, 0, False, sgd, loop.Annealed(2.0), loop.Annealed(0.25), [loop.Annealed(1.0)])
+    before = [[w.astype(np.float64) for w in m.get_weights()] for m in (made.model, *made.peers)]
+    steps = loop.compiled_steps(made, datasets.Split(images, labels), settings)
+    indices = np.arange(8, dtype=np.int32)[np.newaxis]
+    values, draws = np.array([[0.5, 2.0, 0.25, 1.0]], np.float32), np.zeros((1, 2), np.int32)
+    steps(indices, 0 * indices, values, np.ones(1, np.float32), draws, {})
+    x, one_hot = images.reshape(8, 4) / 255, np.eye(3)[labels]
+
+    def softmax(z):
+        return np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+
+    z = [x @ kernel + bias for kernel, bias in before]
+    for own, other, model, (kernel, bias) in zip(z, z[::-1], (made.model, *made.peers), before, strict=True):
+        # d CE / dz = softmax(z) - y; d T^2 KL / dz = T (softmax(z/T) - softmax(v/T)); T = 2, alpha = 1/4
+        slope = (0.75 * (softmax(own) - one_hot) + 0.25 * 2 * (softmax(own / 2) - softmax(other / 2))) / 8
+        np.testing.assert_allclose(model.get_weights()[0], kernel - 0.5 * x.T @ slope, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(model.get_weights()[1], bias - 0.5 * slope.sum(axis=0), rtol=1e-5, atol=1e-7)
 
 
 def test_simkds_student_has_the_teachers_classifier_and_can_be_evaluated(outputs, teacher):

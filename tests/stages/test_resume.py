@@ -311,6 +311,14 @@ def test_more_epochs_under_a_schedule_say_what_they_do_and_are_another_run(copy,
     assert runs.read(copy)["fingerprint"] != runs.read(whole)["fingerprint"]
 
 
+def test_more_epochs_where_temperature_is_annealed_say_so(teacher, tmp_path, capsys):
+    command = ["stage=distill", *SMALL, *CONVNET, "epochs=4", teacher, "temperature_end=1"]
+    run_dir = stopped(tmp_path, signal.SIGTERM, *command)
+    assert resumed(run_dir, "epochs=5") == 0
+    assert "what ends at temperature_end is stretched over all 5" in capsys.readouterr().out
+    assert runs.read(run_dir)["identity"]["grown_from"] == [4]
+
+
 def test_resume_auto_goes_on_with_the_same_command_and_else_begins_anew(copy, undisturbed, capsys):
     outputs = copy.parents[1]
     other = [f"outputs={outputs}", "resume=auto", "seed=1", "epochs=1"]

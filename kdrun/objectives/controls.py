@@ -29,8 +29,9 @@ def teacher_free(batch: Batch, *, probability: float) -> tf.Tensor:
     """
     temperature = tf.cast(batch.temperature, tf.float64)
     z = tf.cast(batch.logits, tf.float64)
-    right, classes = tf.one_hot(batch.labels, z.shape[-1], dtype=tf.bool, on_value=True, off_value=False), z.shape[-1]
-    virtual = tf.where(right, math.log(probability), math.log((1.0 - probability) / (classes - 1)))
-    log_p = tf.nn.log_softmax(tf.cast(virtual, tf.float64) / temperature)
+    classes = z.shape[-1]
+    right, wrong = math.log(probability), math.log((1.0 - probability) / (classes - 1))
+    virtual = tf.one_hot(batch.labels, classes, on_value=right, off_value=wrong, dtype=tf.float64)
+    log_p = tf.nn.log_softmax(virtual / temperature)
     divergences = divergence(log_p, tf.nn.log_softmax(z / temperature))
     return tf.cast(tf.reduce_mean(temperature**2 * divergences), tf.float32)

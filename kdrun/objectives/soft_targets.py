@@ -61,9 +61,9 @@ def dist(batch: Batch, *, inter_weight: float, intra_weight: float) -> tf.Tensor
     variance counts as 0.
     """
     z, v, temperature = _prepared(batch)
-    q, p = tf.nn.softmax(z / temperature), tf.nn.softmax(v / temperature)
-    rows = 1.0 - tf.reduce_mean(_correlations(q, p))
-    columns = 1.0 - tf.reduce_mean(_correlations(tf.transpose(q), tf.transpose(p)))
+    log_q, log_p = tf.nn.log_softmax(z / temperature), tf.nn.log_softmax(v / temperature)
+    rows = 1.0 - tf.reduce_mean(_correlations(log_q, log_p))
+    columns = 1.0 - tf.reduce_mean(_correlations(tf.transpose(log_q), tf.transpose(log_p)))
     return tf.cast(inter_weight * rows + intra_weight * columns, tf.float32)
 
 
@@ -148,10 +148,19 @@ def _of_labels(x: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.gather(x, labels, batch_dims=1)
 
 
-def _correlations(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Pearson's correlation of each row of x with the same row of y."""
-    x, y = (tf.math.l2_normalize(a - tf.reduce_mean(a, axis=-1, keepdims=True), axis=-1, epsilon=1e-30) for a in (x, y))
-    return tf.reduce_sum(x * y, axis=-1)
+def _correlations(log_x: tf.Tensor, log_y: tf.Tensor) -> tf.Tensor:
+    """Pearson's correlation of each row of exp(log_x) with the same row of exp(log_y)."""
+    return tf.reduce_sum(_directions(log_x) * _directions(log_y), axis=-1)
+
+
+def _directions(log_x: tf.Tensor) -> tf.Tensor:
+    """Rows of exp(log_x) less their means, of length 1; zero where all values are the same but for rounding."""
+    # a row's scale does not matter to correlation: its largest value becomes 1, however small it was
+    x = tf.exp(log_x - tf.stop_gradient(tf.reduce_max(log_x, axis=-1, keepdims=True)))
+    x -= tf.reduce_mean(x, axis=-1, keepdims=True)
+    squares = tf.reduce_sum(x**2, axis=-1, keepdims=True)
+    varies = squares > 1e-24
+    return tf.where(varies, x * tf.math.rsqrt(tf.where(varies, squares, 1.0)), 0.0)
 
 
 def _mean(values: tf.Tensor) -> tf.Tensor:

@@ -15,7 +15,7 @@ from kdrun.errors import InputError
 from kdrun.objectives.batch import Batch, Pair, pairs
 from kdrun.registry import register
 
-_POOLED = {4: 1 / 2, 2: 1 / 4, 1: 1 / 8}  # review: sizes to which maps are pooled, with their weights
+_POOLED = (4, 2, 1)  # review: sizes to which larger maps are pooled
 _MOST_CHANNELS = 256  # review: in the middle
 _LEAST_VARIANCE, _FIRST_VARIANCE = 1e-5, 5.0  # variational
 
@@ -139,9 +139,10 @@ def hcl(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
     Hierarchical context loss (arXiv 2104.09044, section 3.4).
     """
     height, width = student.shape[1:3]
-    total, weights = _mean_square(student - teacher), 1.0
-    for size, weight in _POOLED.items():
+    total, weights, weight = _mean_square(student - teacher), 1.0, 1.0
+    for size in _POOLED:
         if size < height:
+            weight /= 2  # of what the larger size has, as in the authors' code
             pooled = [_pooled(maps, size, min(size, width)) for maps in (student, teacher)]
             total += weight * _mean_square(pooled[0] - pooled[1])
             weights += weight

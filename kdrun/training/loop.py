@@ -194,20 +194,19 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
         for name, array in (teaching.kept if teaching else {}).items()
     }
 
-    def taught(given, logits, features, temperature, **known) -> list[tf.Tensor]:
-        """What the objectives say of a batch, each for itself."""
-        teacher_logits, teacher_features = teaching.told(given, temperature)
+    def losses(logits, labels, features, answers, temperature, alpha, weights, **known) -> list[tf.Tensor]:
+        """What training is to make smaller, and what that consists of: cross-entropy, distillation loss, objectives."""
+        label_loss = cross_entropy(logits, labels)
+        if not teaching:
+            return [label_loss, label_loss]
+        teacher_logits, teacher_features = teaching.told(answers, temperature)
+        learned, size = network.learned, teaching.training_size
         seen = Batch(
-            logits,
-            teacher_logits,
-            temperature=temperature,
-            features=features,
-            teacher_features=teacher_features,
-            learned=network.learned,
-            training_size=teaching.training_size,
-            **known,
+            logits, teacher_logits, labels, temperature, features, teacher_features, learned, training_size=size
         )
-        return [objective(seen) for objective in objectives.values()]
+        terms = [objective(seen._replace(**known)) for objective in objectives.values()]
+        distillation_loss = tf.add_n([weight * term for weight, term in zip(weights, terms, strict=True)])
+        return [(1.0 - alpha) * label_loss + alpha * distillation_loss, label_loss, distillation_loss, *terms]
 
     share, draw = tf.TensorSpec([None], tf.float32), tf.TensorSpec([None, 2], tf.int32)
 
@@ -227,24 +226,17 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
                 given = teaching.ask(images)
             with tf.GradientTape() as tape:
                 logits, features = forward(images, training=True) if forward else (model(images, training=True), {})
-                loss = label_loss = cross_entropy(logits, labels)
-                terms, total = [], loss
-                if teaching:
-                    known = {"labels": labels, "indices": indices[k], "random_seed": draws[k]}
-                    together = [logits, *(peer(images, training=True) for peer in network.peers)]
-                    rows_of = []
-                    for place, each in enumerate(together):
-                        heard = _others(together, place) if network.peers else given
-                        its_labels = label_loss if place == 0 else cross_entropy(each, labels)
-                        its_terms = taught(heard, each, features, temperature, **known)
-                        distillation_loss = tf.add_n([w * term for w, term in zip(weights, its_terms, strict=True)])
-                        its_loss = (1.0 - alpha) * its_labels + alpha * distillation_loss
-                        rows_of.append((its_loss, [distillation_loss, *its_terms]))
-                    loss, terms = rows_of[0]  # what is shown is the student's
-                    total = tf.add_n([its_loss for its_loss, _ in rows_of])
-                scaled_loss = optimizer.scaled(total)
+                together = [logits, *(peer(images, training=True) for peer in network.peers)]
+                heard = [_others(together, place) for place in range(len(together))] if network.peers else [given]
+                known = {"indices": indices[k], "random_seed": draws[k]}
+                parts = [
+                    losses(each, labels, features, answers_, temperature, alpha, weights, **known)
+                    for each, answers_ in zip(together, heard, strict=True)
+                ]
+                scaled_loss = optimizer.scaled(tf.add_n([loss for loss, *_ in parts]))
             optimizer.minimize(tape, scaled_loss, learning_rate)
             correct = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+            loss, label_loss, *terms = parts[0]  # what is shown is the student's
             accuracy = tf.reduce_mean(tf.cast(correct, tf.float32))
             rows = rows.write(k, tf.stack([loss, label_loss, accuracy, *terms]))
         return rows.stack()

@@ -16,7 +16,11 @@ import pandas as pd
 import pytest
 from held import bits
 from processes import Kdrun
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator as TensorBoard
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import backend_context
 
 from kdrun import runs
 from kdrun.cli import main
@@ -156,6 +160,21 @@ def test_a_frame_for_a_notebook(swept):
     assert len(frame) == 10 and set(frame["stage"]) == {"teacher", "student", "distill"}
     assert set(frame.loc[frame["stage"] == "distill", "config.temperature"]) == {2.0, 8.0}
     assert (frame["test_accuracy"] * frame["count"] + frame["errors"]).round(6).eq(200).all()
+
+
+def test_tensorboards_hparams_tab_shows_a_sweep_with_its_metrics(swept):
+    """As TensorBoard's own plugin reads it."""
+    events = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(swept / "sweeps/distilled"))
+    events.Reload()
+    provider = data_provider.MultiplexerDataProvider(events, "")
+    plugin = backend_context.Context(base_plugin.TBContext(data_provider=provider, logdir=""))
+    request = RequestContext()
+    metadata = plugin.hparams_metadata(request, "")
+    found = plugin.hparams_from_data_provider(request, "", limit=None)
+    experiment = plugin.experiment_from_metadata(request, "", True, metadata, found)
+    assert len(metadata) == 6
+    assert {"temperature", "alpha", "seed", "objective"} <= {info.name for info in experiment.hparam_infos}
+    assert {"test/accuracy", "test/cross_entropy"} <= {info.name.tag for info in experiment.metric_infos}
 
 
 def test_comparing_imports_no_tensorflow(swept, tmp_path):

@@ -34,7 +34,7 @@ def attention(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
     """
 
     def attended(maps):
-        return tf.math.l2_normalize(_flat(tf.reduce_mean(maps**2, axis=-1)), axis=1)
+        return tf.math.l2_normalize(_flat(tf.reduce_mean(maps**2, axis=-1)), axis=1, epsilon=1e-30)
 
     return sum(
         _mean_square(attended(pair.student) - attended(pair.teacher)) for pair in pairs(batch, layers, maps="attention")

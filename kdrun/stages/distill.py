@@ -120,10 +120,10 @@ def _kept(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, l
 
 def _asked(networks: Sequence, layers: Mapping[str, str]):
     """A function from prepared images to the answers of networks, and the first one's features."""
-    first = models.with_features(networks[0], layers)
+    first = models.with_features(networks[0], layers) if layers else None
 
     def ask(images):
-        logits, features = first(images, training=False)
+        logits, features = first(images, training=False) if first else (networks[0](images, training=False), {})
         others = [network(images, training=False) for network in networks[1:]]
         found = {f"logits/{k}": each for k, each in enumerate([logits, *others])} | features
         return {name: tf.stop_gradient(each) for name, each in found.items()}

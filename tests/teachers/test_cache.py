@@ -740,7 +740,7 @@ def no_room(request, tmp_path):
 def test_auto_goes_on_without_a_cache_that_cannot_be_written(teacher, live, no_room, tmp_path, capsys):
     run_dir = run(tmp_path, teacher, "auto", *FIFTY_STEPS, f"cache_dir={no_room[0]}")
     line = re.findall(r"^teacher cache: .*$", capsys.readouterr().out, re.MULTILINE)[-1]
-    assert f"{no_room[0]} cannot take the teacher's logits, 28.8 kB" in line and "Going on without it" in line
+    assert f"{no_room[0]} cannot take the teacher's answers, 28.8 kB" in line and "Going on without it" in line
     assert "WARNING teacher cache:" in (run_dir / "kdrun.log").read_text()
     assert_same_student(run_dir, live)
 

@@ -679,6 +679,12 @@ def assert_same_student(one: Path, other: Path) -> None:
     assert results_of(one) == results_of(other)
 
 
+def assert_close_students(one: Path, other: Path) -> None:
+    """Equal but for rounding: after fifty steps, an answer to another image or view shows far above that."""
+    for here, there in zip(weights_of(one, "last"), weights_of(other, "last"), strict=True):
+        np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
+
+
 def test_a_student_of_kept_logits_is_bit_for_bit_that_of_a_live_teacher(teacher, live, tmp_path, capsys):
     assert record_of(live)["config"]["teacher"]["cache"] == "off"
     assert "runs beside the student: teacher.cache=off" in (live / "kdrun.log").read_text()
@@ -709,13 +715,13 @@ def test_a_student_shown_augmented_images_is_the_same_too_and_auto_keeps_nothing
     assert record_of(kept)["config"]["teacher"]["cache"] == "on"
     (entry,) = entries(tmp_path)
     assert np.load(entry / "train.npy").shape == (50, 320, 10)
-    assert_same_student(kept, auto)
+    # not bit for bit: on some processors an image's last bits depend on where in its batch it stands
+    assert_close_students(kept, auto)
 
 
 def test_another_inference_batch_size_changes_no_more_than_rounding(teacher, live, tmp_path):
     other = run(tmp_path, teacher, "other", *FIFTY_STEPS, "teacher.inference_batch_size=37")
-    for here, there in zip(weights_of(other, "last"), weights_of(live, "last"), strict=True):
-        np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
+    assert_close_students(other, live)
 
 
 def test_anything_else_is_refused(tmp_path, capsys):

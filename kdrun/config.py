@@ -63,6 +63,11 @@ def integers(least: int) -> Rule:
     return check
 
 
+def classes(key: str, given: Any) -> list[int]:
+    """A list of classes by number, perhaps empty."""
+    return given if given == [] else integers(0)(key, given)
+
+
 def numbers(low: float) -> Rule:
     """A list of finite numbers above a limit; each becomes a float."""
 
@@ -157,6 +162,7 @@ RULES: dict[str, Rule] = {
     "every_minutes": number(0, low_included=False),
     "cache": switch,
     "cache_dir": text,
+    "clusters": integer(2),
     "clear": boolean,
     "yes": boolean,
     "run": texts,
@@ -174,6 +180,13 @@ RULES: dict[str, Rule] = {
     "train_size": integer(1, optional=True),
     "test_size": integer(1, optional=True),
     "num_classes": integer(2, optional=True),
+    "train_on_validation": boolean,
+    "train_fraction": number(0, 1, low_included=False),
+    "include_classes": optional(integers(0)),
+    "exclude_classes": classes,
+    "classes": integers(0),
+    "patience": integer(1, optional=True),
+    "max_norm": optional(number(0, low_included=False)),
     "jitter": integer(0, 64),
     "flip": boolean,
     "growth_rate": integer(1),
@@ -232,6 +245,9 @@ def check(given: Mapping, reference: Mapping) -> dict:
         raise unknown_key(key, known)
     for key in known.keys() - values.keys():
         raise InputError(f"{key} was removed; it must stay. Leave out ~{key.split('.')[0]}.")
+    for key, value in values.items():
+        if not str(known[key]).startswith("${"):  # those that follow it are wrong because of it
+            _value(key, value, known)
     return _checked(given, known, "")
 
 
@@ -261,15 +277,18 @@ def _checked(tree: Mapping, known: Mapping, prefix: str) -> dict:
     checked = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            checked[name] = _checked(value, known, f"{key}.")
-        elif name in ("name", "stage") and value != known[key]:
-            group = prefix.rstrip(".") or name
-            choice = f"model@{group}" if group.endswith(".model") else group
-            raise InputError(f"{key} cannot be set by hand, got {value!r}: it is its group's. Write {choice}={value}.")
-        else:
-            checked[name] = RULES.get(name, _like(known[key]))(key, value)
+        nested = isinstance(value, Mapping) and value
+        checked[name] = _checked(value, known, f"{key}.") if nested else _value(key, value, known)
     return checked
+
+
+def _value(key: str, value: Any, known: Mapping) -> Any:
+    group, _, name = key.rpartition(".")
+    if name in ("name", "stage") and value != known[key]:
+        group = group or name
+        choice = f"model@{group}" if group.endswith(".model") else group
+        raise InputError(f"{key} cannot be set by hand, got {value!r}: it is its group's. Write {choice}={value}.")
+    return RULES.get(name, _like(known[key]))(key, value)
 
 
 def _like(default: Any) -> Rule:

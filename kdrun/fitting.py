@@ -10,7 +10,7 @@ from kdrun.objectives import choosing
 from kdrun.teachers import cache, checkpoint, file
 
 # what stages of several parts train
-_ROLES = {"pipeline": runs.TRAINING, "generations": ("student", "distill")}
+_ROLES = {"pipeline": runs.TRAINING, "generations": ("student", "distill"), "specialists": ("teacher", "specialist")}
 
 
 def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
@@ -26,16 +26,17 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
             raise InputError(f"run must be one run directory, got {config['run']}.")
         record = runs.read(config["run"])
         _check_evaluated(config["run"], record)
-        _training_size(record["config"]["data"])
+        _check_sizes(record["config"]["data"])
         datasets.load(record["config"]["data"])
     else:
-        training_size = _training_size(config["data"])
-        _check_augmentation(config["data"])
+        _check_sizes(config["data"])
+        students = runs.seen(config, "distill")
+        dataset = datasets.load(students["data"], config["seed"])
+        _check_classes(config["data"], dataset.num_classes)
         for role in _ROLES.get(stage, {stage} & set(runs.TRAINING)):
-            _check_role(config, role, training_size)
+            _check_role(config, role)
         if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
             raise InputError("optimizer.nesterov=true needs momentum, got 0. Set optimizer.momentum=0.9 or the like.")
-        dataset = datasets.load(config["data"])
         if stage == "cache":
             checkpoint.sources(config, overrides)
         if stage == "generations":
@@ -43,14 +44,14 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
         if stage in ("distill", "pipeline", "generations"):
             choosing.check(config["objective"], dataset.num_classes)
             trained_first = stage == "generations" or (stage == "pipeline" and config["teacher"]["run"] == "auto")
-            _check_teachers(config, dataset, None if trained_first else checkpoint.sources(config, overrides))
+            _check_teachers(students, dataset, None if trained_first else checkpoint.sources(config, overrides))
         if stage == "cache" or config["teacher"]["cache"] == "on":
             runs.check_writable("cache_dir", Path(config["cache_dir"]))
     runs.check_writable("outputs", Path(config["outputs"]) / stage)
 
 
-def _training_size(data: Mapping) -> int:
-    """How many images the training split has; raises InputError where the sizes of splits are not to be had."""
+def _check_sizes(data: Mapping) -> None:
+    """Raises InputError where the sizes of splits are not to be had."""
     shapes = datasets.shapes(data)
     rest = shapes.train[0] - data["validation_size"]
     if rest < 1:
@@ -63,21 +64,39 @@ def _training_size(data: Mapping) -> int:
             raise InputError(
                 f"data.{key}={data[key]} is more than there are: {most}. Give at most {most}, or null for all."
             )
-    return data["train_size"] or rest
 
 
-def _check_augmentation(data: Mapping) -> None:
+def _check_classes(data: Mapping, num_classes: int) -> None:
+    for key in ("include_classes", "exclude_classes"):
+        unknown = [label for label in data[key] or () if label >= num_classes]
+        if unknown:
+            raise InputError(
+                f"data.{key}={data[key]}: there is no class {unknown[0]}. Classes are 0 to {num_classes - 1}."
+            )
+    included = range(num_classes) if data["include_classes"] is None else data["include_classes"]
+    if not set(included) - set(data["exclude_classes"]):
+        raise InputError(
+            f"data.include_classes={data['include_classes']}, data.exclude_classes={data['exclude_classes']} leave the "
+            "student no class to learn from. Exclude fewer."
+        )
+
+
+def _check_role(config: Mapping, role: str) -> None:
+    """What a role trains must fit the data. Distilling trains the student's model."""
+    epochs, batch_size = config[role]["epochs"], config[role]["batch_size"]
+    data = runs.seen(config, role)["data"]
     height, width = datasets.shapes(data).train[1:3]
     if data["augment"]["jitter"] >= min(height, width):
         raise InputError(
             f"data.augment.jitter={data['augment']['jitter']} would shift images of {height}x{width} pixels out of "
             f"sight. It must be below {min(height, width)}."
         )
-
-
-def _check_role(config: Mapping, role: str, training_size: int) -> None:
-    """What a role trains must fit the data. Distilling trains the student's model."""
-    epochs, batch_size = config[role]["epochs"], config[role]["batch_size"]
+    if config[role]["patience"] and data["train_on_validation"]:
+        raise InputError(
+            f"{role}.patience={config[role]['patience']} waits for validation, whose images are trained on here. Set "
+            "train_on_validation=false, or patience=null."
+        )
+    training_size = len(datasets.load(data, config["seed"]).train.labels)
     if batch_size > training_size:
         raise InputError(
             f"{role}.batch_size={batch_size} is larger than the training split of {training_size} images. "
@@ -195,7 +214,9 @@ def _check_generations(config: Mapping) -> None:
 
 
 def _check_evaluated(run: str, record: Mapping) -> None:
-    if record["stage"] not in runs.TRAINING:
-        raise InputError(f"run: {run} is a {record['stage']} run; evaluate takes a teacher, student or distill run.")
+    if record["stage"] not in runs.NETWORKS:
+        raise InputError(f"run: {run} is a {record['stage']} run. Give one of stage {', '.join(runs.NETWORKS)}.")
     if record["status"] != "completed":
         raise InputError(f"run: {run} is {record['status']}, not completed. Give a completed run.")
+    if changed := runs.damaged(Path(run), record):
+        raise InputError(f"run: {run}: {', '.join(changed)} is not what run.json says. Give another run.")

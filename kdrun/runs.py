@@ -16,10 +16,13 @@ from filelock import FileLock, Timeout
 from kdrun import files, manifest
 from kdrun.errors import InputError
 
-_FORMAT = 3  # raise when the same config would no longer give the same result
+_FORMAT = 4  # raise when the same config would no longer give the same result
 TRAINING = ("teacher", "student", "distill")  # stages that train one network
-CHAINS = ("pipeline", "generations")  # stages that consist of such
+NETWORKS = (*TRAINING, "adjust_bias")  # stages that leave one which can teach, and be evaluated
+CHAINS = ("pipeline", "generations", "specialists")  # stages that consist of such
 HEARTBEAT_SECONDS = 15
+# the keys of data that choose among the students' training images, as they are where all are taken
+ALL_IMAGES = {"include_classes": None, "exclude_classes": [], "train_fraction": 1.0}
 # keys of the config that only distilling depends on
 DISTILLING = ("temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective")
 
@@ -34,23 +37,36 @@ def create(outputs: str, stage: str) -> Path:
     raise InputError(f"{base}: a thousand runs were started in this second. Wait a moment.")
 
 
+def seen(config: Mapping, stage: str) -> dict:
+    """The config with its data as a stage's network sees them: with the teacher's or the student's augmentation, and
+    for the teacher all training images. Of stages that train several networks, the config as it is."""
+    if stage not in (*TRAINING, "cache", "specialist"):
+        return dict(config)
+    role = _role(stage)
+    data = config["data"] | {key: config[role][key] for key in ("augment", "train_on_validation")}
+    if role == "teacher":
+        data |= ALL_IMAGES
+    return {**config, "data": data}
+
+
 def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: Sequence[str] = ()) -> dict:
     """Everything that the result of a training stage depends on, as plain values.
 
     `teacher_weights` are sums of the weights, or of the file of logits, of each who teaches.
     """
-    role = "teacher" if stage == "teacher" else "student"
+    role = _role(stage)
     depends = {
         "format": _FORMAT,
         "stage": stage,
         "model": config[role]["model"],
         "seed": config["teacher"]["seed"] if stage == "teacher" else config["seed"],
         "epochs": config[stage]["epochs"],
+        "patience": config[stage]["patience"],
         "batch_size": config[stage]["batch_size"],
         "evaluation_batch_size": config["evaluation_batch_size"],
         "precision": config["precision"],
         "optimizer": config["optimizer"],
-        "data": {key: value for key, value in config["data"].items() if key != "path"},
+        "data": {key: value for key, value in seen(config, stage)["data"].items() if key != "path"},
         "dataset_sha256": dataset_sha256,
     }
     if stage == "distill":
@@ -62,7 +78,14 @@ def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: 
         depends["teacher_inference_batch_size"] = config["teacher"]["inference_batch_size"]
         depends["classifier"] = config["student"]["classifier"]
         depends |= {key: config["distill"][key] for key in ("mixup", "peers")}
+    if stage == "specialist":
+        depends |= {"classes": config["classes"], "generalist_weights": list(teacher_weights)}
     return depends
+
+
+def _role(stage: str) -> str:
+    """Whose model and data a stage has. A specialist begins as a teacher."""
+    return "teacher" if stage in ("teacher", "specialist") else "student"
 
 
 def chain_identity(config: Mapping, dataset_sha256: str) -> dict:
@@ -71,7 +94,7 @@ def chain_identity(config: Mapping, dataset_sha256: str) -> dict:
         "stage": config["stage"],
         "stages": [identity(config, stage, dataset_sha256) for stage in TRAINING],
         "teacher": [config["teacher"][key] for key in ("run", "logits")],
-        "generations": config.get("generations"),
+        **{key: config.get(key) for key in ("generations", "run", "clusters", "specialist")},
     }
 
 
@@ -95,7 +118,7 @@ def read(run_dir: str | Path) -> dict:
     needed = {"stage": str, "status": str, "config": dict}
     if record.get("status") == "completed":
         needed["finished"] = str
-        if record.get("stage") in TRAINING:
+        if record.get("stage") in (*NETWORKS, "specialist"):
             needed |= {"files": dict, "num_classes": int, "dataset_sha256": str}
     lacking = [name for name, kind in needed.items() if not isinstance(record.get(name), kind)]
     if lacking or not isinstance(record["config"].get("data"), dict):

@@ -15,6 +15,7 @@ import numpy as np
 
 from kdrun.errors import InputError
 from kdrun.registry import get, register
+from kdrun.runs import ALL_IMAGES
 
 _MNIST = Path(__file__).with_name("mnist.npz")
 _MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
@@ -30,6 +31,9 @@ _DEFLATE_RATIO = 1032  # the most that deflate can make of a byte; headers that 
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, SyntaxError, TypeError)
 _UNREADABLE += (tokenize.TokenError, OverflowError, MemoryError)
 _LONGEST_HEADER = 10_000  # bytes; numpy's own limit
+
+
+_SUBSET = 4  # a stream of random numbers beside those of data.batches
 
 
 class Split(NamedTuple):
@@ -112,22 +116,41 @@ def fingerprint(data: Mapping) -> str:
     return _source(_key(data)).sha256
 
 
-def load(data: Mapping) -> Dataset:
+def load(data: Mapping, seed: int = 0) -> Dataset:
     """The configured dataset, split: the first `validation_size` training images are the validation set.
 
+    With `train_on_validation` they are in the training split, too. Of that, `include_classes`, `exclude_classes` and
+    `train_fraction` choose images: all of some classes, and of each of these the same fraction, drawn by `seed`.
     Raises InputError where a file is missing, damaged, or holds something else than images and labels. Arrays are
     kept for the process, so that a sweep's jobs read them once; they are read-only.
     """
     x_train, y_train, x_test, y_test, num_classes = _arrays(_key(data))
     held_out, used = data["validation_size"], data["train_size"]
     end = None if used is None else held_out + used
+    first = 0 if data.get("train_on_validation") else held_out
+    train = Split(x_train[first:end], y_train[first:end])
+    subset = [data.get(key, default) for key, default in ALL_IMAGES.items()]
+    if subset != list(ALL_IMAGES.values()):
+        chosen = _chosen(train.labels, *subset, seed)
+        train = Split(train.images[chosen], train.labels[chosen])
     return Dataset(
-        Split(x_train[held_out:end], y_train[held_out:end]),
+        train,
         Split(x_train[:held_out], y_train[:held_out]),
         Split(x_test[: data["test_size"]], y_test[: data["test_size"]]),
         num_classes,
         fingerprint(data),
     )
+
+
+def _chosen(labels: np.ndarray, include, exclude, fraction: float, seed: int) -> np.ndarray:
+    """Indices, in order, of the training images that the students see."""
+    wanted = range(int(labels.max()) + 1) if include is None else include
+    random, chosen = np.random.default_rng([seed, 0, _SUBSET]), []
+    for label in sorted(set(wanted) - set(exclude)):
+        of_class = np.flatnonzero(labels == label)
+        count = max(1, round(fraction * len(of_class)))
+        chosen.append(random.permutation(of_class)[:count])
+    return np.sort(np.concatenate(chosen or [np.zeros(0, np.int64)]))
 
 
 def order(dataset: Dataset) -> str:

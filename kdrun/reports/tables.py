@@ -50,8 +50,8 @@ def comparison(rows: Sequence[Mapping]) -> None:
         log.info("%s: %s", NAMES[row["stage"]], row["run"])
 
 
-def generations(rows: Sequence[Mapping]) -> None:
-    """Log each generation's test metrics, and the ensemble's."""
+def networks(rows: Sequence[Mapping]) -> None:
+    """Log networks' test metrics, and those of several together, whose `run` is empty."""
     table = Table(title="Test set: weights best by validation", title_justify="left")
     for number, heading in enumerate(("", "accuracy", f"errors of {rows[0]['test']['count']:,}", "cross-entropy")):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from kdrun import runs
 from kdrun.registry import get
 from kdrun.training import stopping
 
@@ -10,4 +11,4 @@ from kdrun.training import stopping
 def run(config: Mapping, run_dir: Path) -> dict:
     """Run the configured stage in its run directory. SIGINT and SIGTERM end it between two steps."""
     with stopping.on_signals():
-        return get("stage", config["stage"])(config, run_dir)
+        return get("stage", config["stage"])(runs.seen(config, config["stage"]), run_dir)

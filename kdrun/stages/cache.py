@@ -26,7 +26,7 @@ def _fill(config: Mapping) -> dict:
     precision.prepare_machine()
     sources = checkpoint.sources(config)
     config = {**config, "teacher": {**config["teacher"], "cache": "on"}}  # this stage has nothing else to go on with
-    dataset, shapes = datasets.load(config["data"]), {}
+    dataset, shapes = datasets.load(config["data"], config["seed"]), {}
     for source in sources:
         shapes = {split: list(array.shape) for split, array in answers.kept(config, source, dataset).items()}
     return {"teachers": [str(source) for source in sources], "shapes": shapes}

@@ -14,7 +14,7 @@ from kdrun.objectives import choosing
 from kdrun.objectives.combining import combined
 from kdrun.recording import recording
 from kdrun.registry import register
-from kdrun.stages.supervised import Taught, train_network
+from kdrun.stages.supervised import Start, Taught, train_network
 from kdrun.teachers import answers, cache, checkpoint
 from kdrun.training import precision
 from kdrun.training.network import Teaching
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def distill(config: Mapping, run_dir: Path) -> dict:
     """Train the student on the labels and on what the teacher says, or on the labels under other objectives."""
     sources = checkpoint.sources(config)
-    dataset = datasets.load(config["data"])
+    dataset = datasets.load(config["data"], config["seed"])
     facts = {
         "seed": config["seed"],
         "dataset_sha256": dataset.sha256,
@@ -35,10 +35,12 @@ def distill(config: Mapping, run_dir: Path) -> dict:
     depends = runs.identity(config, "distill", dataset.sha256, [checkpoint.weights_of(source) for source in sources])
     with recording(run_dir, config, depends, **facts) as record:
         precision.prepare_machine()
-        model, classifier = config["student"]["model"], None
+        model, start = config["student"]["model"], None
         if config["student"]["classifier"] == "teacher":
             classifier = models.classifier(checkpoint.load(sources[0], "float32"))
             model = {**model, "projection_units": len(classifier[0])}
+            weights = depends["teacher_weights"]
+            start = Start({"classifier": weights}, lambda made: made.get_layer("classifier").set_weights(classifier))
         taught = Taught(
             depends={
                 "objective": choosing.without_weights(depends["objective"]),
@@ -50,9 +52,8 @@ def distill(config: Mapping, run_dir: Path) -> dict:
                 "peers": config["distill"]["peers"],
             },
             make=partial(_teaching, config, sources, dataset, model),
-            classifier=classifier,
         )
-        return train_network(config, run_dir, record, dataset, model, config["seed"], taught)
+        return train_network(config, run_dir, record, dataset, model, config["seed"], taught, start)
 
 
 def _answers_depend(config: Mapping, source: Path, dataset: datasets.Dataset) -> dict:

@@ -39,7 +39,7 @@ def generations(config: Mapping, run_dir: Path) -> dict:
             found.append(chain.link(part, run_dir, record, f"generation {number}", identity))
         rows = [{"name": f"generation {number}", **_tested(path)} for number, path in enumerate(found)]
         ensemble = {"name": f"ensemble of {len(found)}", "test": _ensemble(found), "run": ""}
-        tables.generations([*rows, ensemble])
+        tables.networks([*rows, ensemble])
         record["results"] = {"generations": rows, "ensemble": ensemble}
         return record["results"]
 

@@ -33,10 +33,11 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
         sources = checkpoint.sources(config)
         weights = [checkpoint.weights_of(source) for source in sources]
         identities = {stage: runs.identity(config, stage, dataset_sha256, weights) for stage in ("student", "distill")}
-        if sources and cache.wanted(config) and chain.reusable(config, identities["distill"]) is None:
+        students = runs.seen(config, "distill")
+        if sources and cache.wanted(students) and chain.reusable(config, identities["distill"]) is None:
             precision.prepare_machine()
             # now, so that the teacher is out of memory before a student is in it
-            answers.kept(config, teacher_dir, datasets.load(config["data"]))
+            answers.kept(students, teacher_dir, datasets.load(students["data"], config["seed"]))
         found = {"teacher": teacher_dir}
         for stage, identity in identities.items():
             found[stage] = run(stage, identity)

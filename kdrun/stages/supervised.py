@@ -6,7 +6,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from kdrun import files, models, runs
@@ -40,19 +39,24 @@ def student(config: Mapping, run_dir: Path) -> dict:
 
 def _supervised(config: Mapping, run_dir: Path, seed: int) -> dict:
     stage = config["stage"]
-    dataset = datasets.load(config["data"])
+    dataset = datasets.load(config["data"], seed)
     depends = runs.identity(config, stage, dataset.sha256)
     with recording(run_dir, config, depends, seed=seed, dataset_sha256=dataset.sha256) as record:
         return train_network(config, run_dir, record, dataset, config[stage]["model"], seed)
 
 
 class Taught(NamedTuple):
-    """Teaching to be: what its part in training depends on, as plain values, and how to make it. `classifier` is the
-    teacher's kernel and bias, where the student gets them."""
+    """Teaching to be: what its part in training depends on, as plain values, and how to make it."""
 
     depends: Mapping
     make: Callable[[], Teaching]
-    classifier: list[np.ndarray] | None = None
+
+
+class Start(NamedTuple):
+    """Weights that are not the initial ones: what they depend on, as plain values, and how a model gets them."""
+
+    depends: Mapping
+    begin: Callable
 
 
 def train_network(
@@ -63,10 +67,11 @@ def train_network(
     model_keys: Mapping,
     seed: int,
     taught: Taught | None = None,
+    start: Start | None = None,
 ) -> dict:
     """Train the network of a stage; fills in `record` and returns its results.
 
-    `taught` is for distilling, None for training on labels alone.
+    `taught` is for distilling, None for training on labels alone; `start` for a network that takes over weights.
     """
     stage = config["stage"]
     precision.prepare_machine()
@@ -80,7 +85,7 @@ def train_network(
             f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {policy} here. "
             "Go on where it began."
         )
-    network = _network(config, dataset, model_keys, image_shape, settings, policy, taught)
+    network = _network(config, dataset, model_keys, image_shape, settings, policy, taught, start)
     started, histograms = datetime.fromisoformat(record["started"]), config["tensorboard"]["histograms"]
     for folder in ("checkpoints", "predictions"):
         (run_dir / folder).mkdir(exist_ok=True)
@@ -163,6 +168,8 @@ def settings_of(config: Mapping, seed: int) -> loop.Settings:
     return loop.Settings(
         seed=seed,
         epochs=role["epochs"],
+        patience=role["patience"],
+        held_out=not data["train_on_validation"],
         batch_size=role["batch_size"],
         image_size=data["image_size"],
         jitter=data["augment"]["jitter"],
@@ -185,13 +192,14 @@ def _network(
     settings: loop.Settings,
     policy: str,
     taught: Taught | None,
+    start: Start | None,
 ) -> Network:
     """The network as it is before its first step, compiled; a sweep's next job may get the same one again."""
 
     def build(seed: int):
         model = models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
-        if taught and taught.classifier:
-            model.get_layer("classifier").set_weights(taught.classifier)
+        if start:
+            start.begin(model)
         return model
 
     def make() -> Network:
@@ -214,7 +222,9 @@ def _network(
         "evaluation_batch_size": config["evaluation_batch_size"],
         "data": config["data"],
         "dataset_sha256": dataset.sha256,
+        "subset": settings.seed if config["data"]["train_fraction"] < 1 else None,
         "taught": taught.depends if taught else None,
+        "start": start.depends if start else None,
     }
     network = kept(depends, make)
     network.reset(settings.seed)

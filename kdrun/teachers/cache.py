@@ -24,7 +24,7 @@ from kdrun.training import stopping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise when an entry would be written otherwise
+FORMAT = 3  # raise when an entry would be written otherwise
 _NAME = re.compile(r"[0-9a-f]{32}(\.partial|\.damaged(-\d+)?)?")  # what is ours in a cache folder, locks aside
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -78,9 +78,9 @@ def _check(config: Mapping, given: str) -> None:
     """Raises InputError for a run that cannot teach with the configured data."""
     dataset_sha256 = datasets.fingerprint(config["data"])
     record = runs.read(given)
-    if record["stage"] not in runs.TRAINING:
+    if record["stage"] not in runs.NETWORKS:
         raise InputError(
-            f"teacher.run: {given} is a {record['stage']} run; a teacher is a teacher, student or distill run."
+            f"teacher.run: {given} is a {record['stage']} run. Give one of stage {', '.join(runs.NETWORKS)}."
         )
     if record["status"] != "completed":
         raise InputError(f"teacher.run: {given} is {record['status']}, not completed. Finish it or give another run.")

@@ -55,6 +55,8 @@ class Settings(NamedTuple):
     alpha: Annealed
     weights: Sequence[Annealed] = ()
     annealing: str = "linear"
+    patience: int | None = None
+    held_out: bool = True  # whether validation images are not trained on
     shuffle: str = "none"
     mixup: float = 0.0
 
@@ -94,7 +96,6 @@ def train(
     teaching = network.teaching
     names = [*STEP_METRICS, *teaching.objectives] if teaching else STEP_METRICS[:3]
     per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
-    total = per_epoch * settings.epochs
     folder = run_dir / "checkpoints"
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
     progress, best_weights = _restored(network, folder, weights, per_epoch, monitor, len(names))
@@ -108,7 +109,7 @@ def train(
         saved = time.monotonic()
 
     try:
-        while progress.epochs < settings.epochs:
+        while progress.epochs < settings.epochs and not _out_of_patience(progress, settings):
             epoch = progress.epochs + 1
             monitor.pause_ended()
             for rows in _steps(network, settings, progress.step, epoch * per_epoch, dataset.train.labels):
@@ -128,7 +129,8 @@ def train(
             _check_finite("validation cross-entropy", [cross_entropy_], progress.step - 1, epoch, weights["best"])
             files.write_with(weights["last"], network.model.save_weights)
             progress.last = {"epoch": epoch, **validation}
-            if progress.best is None or cross_entropy_ < progress.best["cross_entropy"]:
+            better = progress.best is None or cross_entropy_ < progress.best["cross_entropy"]
+            if better or not settings.held_out:
                 progress.best = progress.last
                 best_weights = network.weights()
                 files.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
@@ -145,7 +147,7 @@ def train(
         raise
     same = progress.best["epoch"] == progress.last["epoch"]
     return {
-        "steps": total,
+        "steps": progress.step,
         **monitor.speed(),
         "validation": {"best": progress.best, "last": progress.last},
         "test": _test(network, None if same else best_weights, dataset, run_dir),
@@ -278,6 +280,19 @@ def _values(settings: Settings, step: int, count: int, per_epoch: int) -> np.nda
         warmup = warmup_epochs * per_epoch
         columns.append(schedules.annealed(start, end, settings.annealing, warmup, step, count, total))
     return np.stack(columns, axis=1)
+
+
+def _out_of_patience(progress: Progress, settings: Settings) -> bool:
+    """Whether validation has not been better for so many epochs that training is to end."""
+    if not settings.patience or not progress.best:
+        return False
+    over = progress.epochs - progress.best["epoch"] >= settings.patience
+    if over:
+        best = progress.best["epoch"]
+        log.info(
+            "ending early: no lower validation cross-entropy than epoch %d's in %d epochs", best, settings.patience
+        )
+    return over
 
 
 def _check_finite(name: str, values: Sequence[float], step: int, epoch: int, best: Path) -> None:

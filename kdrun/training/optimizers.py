@@ -75,8 +75,16 @@ class FlatOptimizer(tf.Module):
         self.learning_rate.assign(learning_rate)
         self.optimizer.apply_gradients([(_concatenate(gradients), self.flat)])
         sizes = [v.shape.num_elements() for v in self.variables_]
-        for variable, part in zip(self.variables_, tf.split(self.flat, sizes), strict=True):
-            variable.assign(tf.reshape(part, variable.shape))
+        parts = zip(self.variables_, tf.split(self.flat, sizes), strict=True)
+        values = [tf.reshape(part, variable.shape) for variable, part in parts]
+        if any(variable.constraint for variable in self.variables_):
+            values = [
+                variable.constraint(value) if variable.constraint else value
+                for variable, value in zip(self.variables_, values, strict=True)
+            ]
+            self.flat.assign(_concatenate(values))
+        for variable, value in zip(self.variables_, values, strict=True):
+            variable.assign(value)
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
         """What to differentiate instead of `loss`; the same thing unless the loss is scaled."""

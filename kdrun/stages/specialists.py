@@ -1,0 +1,182 @@
+"""A generalist, specialists for the classes that it confuses, and both combined (arXiv 1503.02531, section 5)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kdrun import runs
+from kdrun.data import datasets
+from kdrun.recording import recording
+from kdrun.registry import register
+from kdrun.reports import tables
+from kdrun.stages import chain
+from kdrun.stages.supervised import Start, train_network
+from kdrun.teachers import checkpoint
+from kdrun.training import metrics, precision
+from kdrun.training.inference import compiled_inference, logits
+
+log = logging.getLogger(__name__)
+
+_ROUNDS = 200  # of expectation and maximisation, at most
+_SUBSET = 5  # a stream of random numbers beside those of data.batches and data.datasets
+
+
+@register("stage", "specialists")
+def specialists(config: Mapping, run_dir: Path) -> dict:
+    """Cluster the classes that the generalist confuses on validation, train a specialist for each cluster of two or
+    more, and measure generalist and all of them together on the test set."""
+    dataset_sha256 = datasets.fingerprint(config["data"])
+    depends = runs.chain_identity(config, dataset_sha256)
+    with recording(run_dir, config, depends, dataset_sha256=dataset_sha256) as record:
+        generalist = _generalist(config, run_dir, record, dataset_sha256)
+        dataset = datasets.load(runs.seen(config, "teacher")["data"])
+        found = []
+        for classes in confusable(_said(config, generalist, dataset.validation.images), config["clusters"]):
+            log.info("specialists: one for classes %s", classes)
+            part = {**config, "stage": "specialist", "run": str(generalist), "classes": classes}
+            identity = runs.identity(part, "specialist", dataset_sha256, [checkpoint.weights_of(generalist)])
+            run = chain.link(part, run_dir, record, f"specialist {classes}", identity)
+            found.append({"classes": classes, "run": str(run), **_tested(run)})
+        log_p, labels = _log_probabilities(generalist), dataset.test.labels
+        heard = [(each["classes"], _log_probabilities(Path(each["run"]), each["dustbin_shift"])) for each in found]
+        together = np.log(np.maximum(combined(log_p, heard), 1e-300))
+        record["results"] = {
+            "specialists": found,
+            "generalist": {"run": str(generalist), "test": metrics.evaluate(log_p, labels)},
+            "combined": {"run": "", "test": metrics.evaluate(together, labels)},
+        }
+        rows = [{"name": name, **record["results"][name]} for name in ("generalist", "combined")]
+        for each in found:
+            among = np.isin(labels, each["classes"])
+            each["test_of_classes"] = {
+                name: metrics.evaluate(z[among], labels[among])
+                for name, z in (("generalist", log_p), ("combined", together))
+            }
+        tables.networks(rows)
+        return record["results"]
+
+
+@register("stage", "specialist")
+def specialist(config: Mapping, run_dir: Path) -> dict:
+    """Train a network that begins as the generalist `run` to tell `classes` apart, all others being one, the last.
+
+    Half of its training images are all of its classes, half are drawn from the others. `dustbin_shift` in the results
+    is what its logit of the others is to be raised by, because it saw too few of them.
+    """
+    generalist = Path(config["run"])
+    theirs, classes, seed = runs.read(generalist), config["classes"], config["seed"]
+    whole = datasets.load(config["data"])
+    dataset = _specialised(whole, classes, seed)
+    weights = checkpoint.weights_of(generalist)
+    depends = runs.identity(config, "specialist", whole.sha256, [weights])
+    with recording(run_dir, config, depends, seed=seed, dataset_sha256=whole.sha256) as record:
+        begins = checkpoint.load(generalist, "float32").get_weights()
+        kernel, bias = (_with_dustbin(array, classes) for array in begins[-2:])
+
+        def begin(model) -> None:
+            model.set_weights([*begins[:-2], kernel, bias])
+
+        start = Start({"generalist": weights, "classes": classes}, begin)
+        results = train_network(config, run_dir, record, dataset, theirs["model"], seed, start=start)
+        others = np.isin(whole.train.labels, classes, invert=True).sum()
+        seen = (dataset.train.labels == len(classes)).sum()
+        results["dustbin_shift"] = float(np.log(others / seen))
+        return results
+
+
+def confusable(log_p: np.ndarray, clusters: int) -> list[list[int]]:
+    """Classes in so many clusters by how often log-probabilities [n, C] hold them possible together; those of one
+    class are left out. Average linkage over minus the log of the mean product of two classes' probabilities."""
+    from scipy.cluster import hierarchy
+    from scipy.spatial import distance
+
+    p = np.exp(log_p)
+    distances = -np.log(np.maximum(p.T @ p / len(p), 1e-300))
+    np.fill_diagonal(distances, 0.0)
+    tree = hierarchy.linkage(distance.squareform(distances, checks=False), "average")
+    of_class = hierarchy.fcluster(tree, clusters, "maxclust")
+    found = [np.flatnonzero(of_class == number).tolist() for number in np.unique(of_class)]
+    return sorted(classes for classes in found if len(classes) > 1)
+
+
+def combined(log_p: np.ndarray, specialists: Sequence[tuple[Sequence[int], np.ndarray]]) -> np.ndarray:
+    """Probabilities q [n, C] that are nearest to the generalist's [n, C] and to those of the specialists asked.
+
+    Asked are those to whose classes the generalist's most probable one belongs. q minimises KL(p ‖ q) + Σ KL(p_m ‖ q),
+    q's other classes together being the specialist m's last (arXiv 1503.02531, equation 5): the likelihood of counts
+    some of which are of several classes together, so expectation and maximisation get there, and nowhere else.
+    """
+    p = np.exp(log_p)
+    q, first = p.copy(), log_p.argmax(axis=1)
+    asked = [(list(classes), np.exp(of_classes), np.isin(first, classes)) for classes, of_classes in specialists]
+    for _ in range(_ROUNDS):
+        total, count = p.copy(), np.ones(len(p))
+        for classes, p_m, here in asked:
+            told = q * (p_m[:, -1] / np.maximum(1.0 - q[:, classes].sum(axis=1), 1e-300))[:, np.newaxis]
+            told[:, classes] = p_m[:, :-1]
+            total += told * here[:, np.newaxis]
+            count += here
+        before, q = q, total / total.sum(axis=1, keepdims=True)
+        if np.abs(q - before).max() < 1e-12:
+            break
+    return q
+
+
+def _generalist(config: Mapping, run_dir: Path, record: dict, dataset_sha256: str) -> Path:
+    if config["run"] != "auto":
+        return Path(config["run"])
+    part = {**config, "stage": "teacher"}
+    return chain.link(part, run_dir, record, "teacher", runs.identity(config, "teacher", dataset_sha256))
+
+
+def _said(config: Mapping, run_dir: Path, images: np.ndarray) -> np.ndarray:
+    """A network's log-probabilities of images, float64 [n, C]."""
+    record = runs.read(run_dir)
+    precision.prepare_machine()
+    model = checkpoint.load(run_dir, record["precision"])
+    infer = compiled_inference(model, images.shape[1:], config["evaluation_batch_size"], record["image_shape"][0])
+    return metrics.log_softmax(logits(infer, images))
+
+
+def _log_probabilities(run_dir: Path, dustbin_shift: float = 0.0) -> np.ndarray:
+    """A run's log-probabilities on the test set, float64; the last class's logit raised first."""
+    with np.load(run_dir / "predictions" / "test.npz", allow_pickle=False) as saved:
+        z = saved["logits"].astype(np.float64)
+    z[:, -1] += dustbin_shift
+    return metrics.log_softmax(z)
+
+
+def _tested(run_dir: Path) -> dict:
+    results = runs.read(run_dir)["results"]
+    return {"test": results["test"]["best"], "dustbin_shift": results["dustbin_shift"]}
+
+
+def _specialised(dataset: datasets.Dataset, classes: Sequence[int], seed: int) -> datasets.Dataset:
+    """The dataset as one of `classes` by their place, all others being one more class; of these, training and
+    validation have no more images than of the classes."""
+    random = np.random.default_rng([seed, 0, _SUBSET])
+
+    def relabelled(split: datasets.Split, balanced: bool) -> datasets.Split:
+        places = np.full(dataset.num_classes, len(classes), np.int32)
+        places[list(classes)] = np.arange(len(classes))
+        labels = places[split.labels]
+        ours, others = np.flatnonzero(labels < len(classes)), np.flatnonzero(labels == len(classes))
+        if balanced:
+            others = random.permutation(others)[: len(ours)]
+        chosen = np.sort(np.concatenate([ours, others]))
+        return datasets.Split(split.images[chosen], labels[chosen])
+
+    return dataset._replace(
+        train=relabelled(dataset.train, True),
+        validation=relabelled(dataset.validation, True),
+        test=relabelled(dataset.test, False),
+        num_classes=len(classes) + 1,
+    )
+
+
+def _with_dustbin(array: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """A classifier's kernel or bias with columns for `classes`, and the mean of the others as one for them all."""
+    others = np.delete(array, classes, axis=-1).mean(axis=-1, keepdims=True)
+    return np.concatenate([array[..., list(classes)], others], axis=-1)

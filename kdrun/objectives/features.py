@@ -92,17 +92,18 @@ def contrastive(
         }
         for side, other in (("student", "teacher"), ("teacher", "student")):
             anchors, memory = embedded[side] / contrastive_temperature, memories[other]
-            same = tf.exp(tf.reduce_sum(anchors * tf.gather(memory, batch.indices), axis=1))
-            others = tf.exp(tf.matmul(anchors, tf.gather(memory, drawn), transpose_b=True))
-            constant = batch.learned.variable(f"{pair.name}/{side}_constant", [], 0.0, 0.0, trainable=False)
+            # all in logarithms: scores of small contrastive temperatures are beyond float32
+            same = tf.reduce_sum(anchors * tf.gather(memory, batch.indices), axis=1)
+            others = tf.matmul(anchors, tf.gather(memory, drawn), transpose_b=True)
+            constant = batch.learned.variable(f"{pair.name}/{side}_log_constant", [], 0.0, 0.0, trainable=False)
             # set by the first batch: it makes the scores about as large as probabilities among the training images
-            everything = tf.concat([same[:, tf.newaxis], others], axis=1)
-            constant.assign(
-                tf.where(constant > 0, constant, tf.stop_gradient(tf.reduce_mean(everything)) * float(size))
-            )
-            same, others, noise = same / constant, others / constant, count / size
-            told = tf.math.log(same / (same + noise)) + tf.reduce_sum(tf.math.log(noise / (others + noise)), axis=1)
-            total -= tf.reduce_mean(told)
+            everything = tf.stop_gradient(tf.concat([same[:, tf.newaxis], others], axis=1))
+            mean = tf.reduce_logsumexp(everything) - tf.math.log(tf.cast(tf.size(everything), tf.float32))
+            constant.assign(tf.where(constant != 0.0, constant, mean + math.log(size)))
+            log_noise = constant + math.log(count / size)
+            # an image of the data or of the noise, s / (s + noise) the probability of the first for a score s
+            total += tf.reduce_mean(tf.nn.softplus(log_noise - same))
+            total += tf.reduce_mean(tf.reduce_sum(tf.nn.softplus(others - log_noise), axis=1))
         for side, memory in memories.items():
             now = momentum * tf.gather(memory, batch.indices) + (1 - momentum) * embedded[side]
             memory.scatter_nd_update(batch.indices[:, tf.newaxis], tf.stop_gradient(tf.math.l2_normalize(now, axis=1)))
@@ -118,7 +119,7 @@ def review(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
     teacher's channels, compared at several sizes (HCL, see `hcl`).
     """
     chosen = list(pairs(batch, layers, maps="review"))
-    middle = min(_MOST_CHANNELS, max(pair.teacher.shape[-1] for pair in chosen) // 2)
+    middle = max(1, min(_MOST_CHANNELS, max(pair.teacher.shape[-1] for pair in chosen) // 2))
     deeper, total = None, 0.0
     for pair in reversed(chosen):
         own = batch.learned.convolution(f"{pair.name}/review", pair.student, middle)

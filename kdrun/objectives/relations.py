@@ -75,7 +75,7 @@ def _geometry(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     # equal rows have no distance, where a root has no gradient
     distances = tf.where(apart, tf.sqrt(tf.where(apart, squares, 1.0)), 0.0)
     size = tf.cast(tf.shape(rows)[0], tf.float64)
-    mean = tf.reduce_sum(distances) / (size * (size - 1.0))
+    mean = tf.math.divide_no_nan(tf.reduce_sum(distances), size * (size - 1.0))  # a single image has no other
     inverse = tf.where(apart, 1.0 / tf.where(apart, distances, 1.0), 0.0)
     # (f_j - f_i)(f_k - f_i) over both lengths
     corners = (

@@ -386,6 +386,13 @@ def test_variational_begins_at_a_variance_of_five_and_ends_at_its_logarithm(layo
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
+def test_relational_of_one_image_is_nothing():
+    one = np.ones((1, 3), np.float32)
+    loss, (gradient,), _, _ = _gradients("relational", [one], [2 * one], Learned(0), indices=[0])
+    assert loss.numpy() == 0
+    assert not np.any(gradient)
+
+
 def test_relational_of_rows_far_apart_and_of_almost_identical_ones():
     rng = np.random.default_rng(0)
     s, t = rng.normal(size=(2, 5, 3)).astype(np.float32)
@@ -503,6 +510,11 @@ def test_review_has_at_most_256_channels_in_the_middle():
     assert [1, 1, 3, 256] in [list(v.shape) for v in learned.trainable_variables]
 
 
+def test_review_of_a_teacher_with_one_channel():
+    maps = np.ones((4, 2, 2, 1), np.float32)
+    assert np.isfinite(_loss("review", [maps], [maps]).numpy())
+
+
 # --- contrastive ------------------------------------------------------------------------------------------------------
 
 
@@ -538,8 +550,8 @@ def test_contrastive_step_with_one_negative(layout):
     expected = [[_nce(anchor, memory, [drawn]) for anchor, memory in sides] for drawn in range(TRAINING_SIZE)]
     (of_student, z_student), (of_teacher, z_teacher) = min(expected, key=lambda x: abs(x[0][0] + x[1][0] - loss))
     assert loss == pytest.approx(of_student + of_teacher, rel=1e-5)
-    assert after["student_constant"] == pytest.approx(z_student, rel=1e-5)
-    assert after["teacher_constant"] == pytest.approx(z_teacher, rel=1e-5)
+    assert after["student_log_constant"] == pytest.approx(math.log(z_student), rel=1e-5)
+    assert after["teacher_log_constant"] == pytest.approx(math.log(z_teacher), rel=1e-5)
     others = np.setdiff1d(np.arange(TRAINING_SIZE), INDICES)
     for whose, new in (("student", student), ("teacher", teacher)):
         old, memory = began[f"{whose}_memory"], after[f"{whose}_memory"]
@@ -549,7 +561,7 @@ def test_contrastive_step_with_one_negative(layout):
         np.testing.assert_allclose(np.sum(memory[INDICES] ** 2, axis=1), 1, rtol=1e-5)
     assert np.abs(began["student_memory"] - began["teacher_memory"]).max() > 0.1
     _loss("contrastive", [-s], [t], learned, keys={"negatives": 1})
-    for constant in ("student_constant", "teacher_constant"):
+    for constant in ("student_log_constant", "teacher_log_constant"):
         assert _state(learned)[constant] == after[constant]
 
 
@@ -562,7 +574,7 @@ def test_contrastive_of_a_memory_of_one_row(negatives):
     rows = np.tile(_unit(np.arange(5.0) - 1), (TRAINING_SIZE, 1))
     for variable in learned.variables:
         if not variable.trainable:
-            variable.assign(rows if "memory" in variable.name else 10.0)
+            variable.assign(rows if "memory" in variable.name else math.log(10.0))
     loss, (gradient,), _, _ = _gradients("contrastive", [s], [t], learned, keys=keys)
     s, t = _doubles([s, t])
     drawn = [0] * min(negatives, TRAINING_SIZE)
@@ -572,6 +584,29 @@ def test_contrastive_of_a_memory_of_one_row(negatives):
 
     assert loss.numpy() == pytest.approx(reference(), rel=1e-5)
     _assert_slope(gradient, reference, s, 1e-5)
+
+
+def test_contrastive_at_a_temperature_whose_scores_are_beyond_float32():
+    (s,), (t,) = _features("other vectors")
+    learned, keys = Learned(0), {"negatives": 1, "contrastive_temperature": 0.001}
+    loss, (gradient,), _, _ = _gradients("contrastive", [s], [t], learned, keys=keys)
+    assert np.isfinite(gradient).all()
+    student, teacher = _embedded(learned, "student", s), _embedded(learned, "teacher", t)
+    began = dict(zip(_state(learned), _doubles(learned.initial(0)), strict=True))
+    sides = [(student, began["teacher_memory"]), (teacher, began["student_memory"])]
+
+    def reference(drawn):  # the same in logarithms, which float64 needs here, too
+        total = 0.0
+        for anchor, memory in sides:
+            positive = np.sum(anchor * memory[INDICES], axis=1) / 0.001
+            negative = anchor @ memory[drawn] / 0.001
+            log_c = (
+                np.logaddexp.reduce([*positive, *negative]) - np.log(8) + np.log(TRAINING_SIZE) - np.log(TRAINING_SIZE)
+            )
+            total += np.mean(np.logaddexp(0, log_c - positive) + np.logaddexp(0, negative - log_c))
+        return total
+
+    assert min(abs(reference(drawn) / loss - 1) for drawn in range(TRAINING_SIZE)) < 1e-4
 
 
 def test_contrastive_draws_from_the_random_seed():

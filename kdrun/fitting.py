@@ -10,7 +10,11 @@ from kdrun.objectives import choosing
 from kdrun.teachers import cache, checkpoint, file
 
 # what stages of several parts train
-_ROLES = {"pipeline": runs.TRAINING, "generations": ("student", "distill"), "specialists": ("teacher", "specialist")}
+_ROLES = {
+    "pipeline": runs.TRAINING,
+    "generations": ("student", "distill"),
+    "specialists": ("teacher", "specialist"),
+}
 
 
 def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
@@ -21,13 +25,12 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     stage = config["stage"]
     if stage == "cache" and config["cache"]["clear"]:
         pass  # about what is there, whatever it was made from
-    elif stage == "evaluate":
-        if not isinstance(config["run"], str):
-            raise InputError(f"run must be one run directory, got {config['run']}.")
-        record = runs.read(config["run"])
-        _check_evaluated(config["run"], record)
+    elif stage in ("evaluate", "adjust_bias"):
+        record = _taken(config["run"])
         _check_sizes(record["config"]["data"])
         datasets.load(record["config"]["data"])
+        if stage == "adjust_bias":
+            _check_adjusted(config["classes"], record["num_classes"])
     else:
         _check_sizes(config["data"])
         students = runs.seen(config, "distill")
@@ -41,6 +44,9 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
             checkpoint.sources(config, overrides)
         if stage == "generations":
             _check_generations(config)
+        if stage == "specialists" and config["run"] != "auto":
+            _taken(config["run"])
+            checkpoint.check(config, config["run"], "run")
         if stage in ("distill", "pipeline", "generations"):
             choosing.check(config["objective"], dataset.num_classes)
             trained_first = stage == "generations" or (stage == "pipeline" and config["teacher"]["run"] == "auto")
@@ -213,10 +219,23 @@ def _check_generations(config: Mapping) -> None:
         raise InputError("stage=generations: this objective needs no teacher. Take objective=kd.")
 
 
-def _check_evaluated(run: str, record: Mapping) -> None:
+def _taken(run: str) -> Mapping:
+    """The record of a run whose network is to be taken. Raises InputError where it cannot be."""
+    if not isinstance(run, str):
+        raise InputError(f"run must be one run directory, got {run}.")
+    record = runs.read(run)
     if record["stage"] not in runs.NETWORKS:
         raise InputError(f"run: {run} is a {record['stage']} run. Give one of stage {', '.join(runs.NETWORKS)}.")
     if record["status"] != "completed":
         raise InputError(f"run: {run} is {record['status']}, not completed. Give a completed run.")
     if changed := runs.damaged(Path(run), record):
         raise InputError(f"run: {run}: {', '.join(changed)} is not what run.json says. Give another run.")
+    return record
+
+
+def _check_adjusted(classes: Sequence[int], num_classes: int) -> None:
+    if max(classes) >= num_classes or set(classes) == set(range(num_classes)):
+        raise InputError(
+            f"classes={classes}: one number is added to their biases, and to none of the others. Give some of 0 to "
+            f"{num_classes - 1}, not all."
+        )

@@ -15,7 +15,8 @@ MEASURED = (
     *("validation_cross_entropy", "test_accuracy", "errors", "count", "cross_entropy", "brier", "calibration_error"),
     *("teacher_agreement", "teacher_kl"),
 )
-_ALIKE = ("stage", "kind", "model", "student", "epochs", "steps", "objective", "control", "temperature", "alpha")
+_ALIKE = ("stage", "kind", "model", "student", "epochs", "held_out", "steps", "objective", "control")
+_ALIKE += ("temperature", "alpha")
 _SIGNIFICANT = 0.05
 _RESAMPLES = 9999
 
@@ -160,7 +161,8 @@ def _sentence(groups: pd.DataFrame, usable: pd.DataFrame, tests: pd.DataFrame) -
     if name is None:
         return "Nothing to compare: no distilled student is among the completed runs."
     chosen = groups.loc[name]
-    where = f"T = {chosen['temperature']:g}, alpha = {chosen['alpha']:g}, chosen on validation"
+    how = "chosen on validation" if chosen["held_out"] else "trained on the validation images, too"
+    where = f"T = {chosen['temperature']:g}, alpha = {chosen['alpha']:g}, {how}"
     if groups.loc[groups["kind"] == "distill", "objective"].nunique() > 1 or chosen["objective"] != "kd":
         where = f"{chosen['objective']}, {where}"
     if not len(tests) or name not in tests.index or not chosen["pairs"]:

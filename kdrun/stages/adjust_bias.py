@@ -26,6 +26,7 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
     """
     source, classes = Path(config["run"]), config["classes"]
     theirs = runs.read(source)
+    config = {**config, "data": theirs["config"]["data"]}  # which the result is of, and is evaluated on
     dataset = datasets.load(theirs["config"]["data"], theirs["seed"])
     facts = {"seed": theirs["seed"], "dataset_sha256": dataset.sha256, "adjusted": checkpoint.described(source)}
     with recording(run_dir, config, **facts) as record:

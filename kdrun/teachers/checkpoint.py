@@ -37,7 +37,7 @@ def sources(config: Mapping, overrides: Sequence[str] = ()) -> list[Path]:
         return [_matching(config, overrides)]
     found = [run for one in ([given] if isinstance(given, str) else given) for run in _runs(config["outputs"], one)]
     for run in found:
-        _check(config, run)
+        check(config, run)
     return [Path(run) for run in found]
 
 
@@ -74,37 +74,35 @@ def _matching(config: Mapping, overrides: Sequence[str]) -> Path:
     return found
 
 
-def _check(config: Mapping, given: str) -> None:
-    """Raises InputError for a run that cannot teach with the configured data."""
+def check(config: Mapping, given: str, key: str = "teacher.run") -> None:
+    """Raises InputError for a run, the value of `key`, that cannot teach with the configured data."""
     dataset_sha256 = datasets.fingerprint(config["data"])
     record = runs.read(given)
     if record["stage"] not in runs.NETWORKS:
-        raise InputError(
-            f"teacher.run: {given} is a {record['stage']} run. Give one of stage {', '.join(runs.NETWORKS)}."
-        )
+        raise InputError(f"{key}: {given} is a {record['stage']} run. Give one of stage {', '.join(runs.NETWORKS)}.")
     if record["status"] != "completed":
-        raise InputError(f"teacher.run: {given} is {record['status']}, not completed. Finish it or give another run.")
+        raise InputError(f"{key}: {given} is {record['status']}, not completed. Finish it or give another run.")
     if record.get("dataset_sha256") != dataset_sha256:
         raise InputError(
-            f"teacher.run: {given} was trained on {record['config']['data']['name']} (sha256 "
+            f"{key}: {given} was trained on {record['config']['data']['name']} (sha256 "
             f"{str(record.get('dataset_sha256'))[:12]}), this config is for {config['data']['name']} "
             f"({dataset_sha256[:12]}). Give a teacher of the same dataset."
         )
     num_classes = datasets.load(config["data"]).num_classes
     if record["num_classes"] != num_classes:
         raise InputError(
-            f"teacher.run: {given} tells {record['num_classes']} classes apart, this config's data has {num_classes}. "
+            f"{key}: {given} tells {record['num_classes']} classes apart, this config's data has {num_classes}. "
             "Give a teacher with the same classes."
         )
     theirs, ours = record["config"]["data"]["image_size"], config["data"]["image_size"]
     if theirs != ours:
         raise InputError(
-            f"teacher.run: {given} was trained on images of {theirs} pixels a side, data.image_size is {ours}. "
+            f"{key}: {given} was trained on images of {theirs} pixels a side, data.image_size is {ours}. "
             f"Set data.image_size={theirs} or give another teacher."
         )
     damaged = runs.damaged(Path(given), record)
     if damaged:
-        raise InputError(f"teacher.run: {given}: {', '.join(damaged)} is not what run.json says. Give another run.")
+        raise InputError(f"{key}: {given}: {', '.join(damaged)} is not what run.json says. Give another run.")
 
 
 def load(run_dir: Path, policy: str, which: str = "best"):

@@ -122,7 +122,7 @@ class Monitor:
         self._compiled = True
         self._training_seconds += seconds
         self._steps += count
-        if self._steps == self._epochs * self._steps_per_epoch:
+        if self._steps % self._steps_per_epoch == 0:  # any epoch's end may be the run's
             self._last_step = datetime.now(UTC)
         shown = f"loss {latest[0]:.4f}, accuracy {latest[2]:.3f}, {self._rate():,.0f} images/s"
         self._bar.update(self._task, completed=self._steps, shown=shown)
@@ -164,7 +164,7 @@ class Monitor:
 
     def final(self, test: Mapping[str, Mapping], pictures: Mapping) -> None:
         """Show test metrics (the best weights' go to the HParams tab) and pictures uint8 [height, width, 3]."""
-        with self._writers["test"].as_default(step=self._epochs * self._steps_per_epoch):
+        with self._writers["test"].as_default(step=self._steps):
             for name, value in test["best"].items():
                 tf.summary.scalar(f"test/{name}", value)
             for name, picture in pictures.items():

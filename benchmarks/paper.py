@@ -1,0 +1,315 @@
+"""The paper's experiments, held against its numbers: a table from run directories, written into docs/results.md.
+
+    python benchmarks/paper.py outputs
+
+Reads the sweeps that the presets in conf/experiment/paper name in their first lines, whatever epochs and seeds they
+had, and the runs of stage=adjust_bias. What was not run is said to be so.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kdrun import runs
+from kdrun.comparison import testing
+from kdrun.training import metrics
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+BEGIN, END = "<!-- written by benchmarks/paper.py -->", "<!-- end of what benchmarks/paper.py writes -->"
+
+
+class Found(NamedTuple):
+    """What an experiment came to: in words, how many runs that is of, a verdict, and the runs."""
+
+    ours: str
+    n: int
+    verdict: str
+    records: Sequence[Mapping]
+
+
+def sweep(outputs: Path, name: str) -> list[dict]:
+    """The completed runs of a sweep, those of a pipeline each with its parts' records by stage."""
+    found = []
+    for path in sorted((outputs / "sweeps" / name).glob("*/run.json")):
+        record = runs.read(path.parent)
+        if record["status"] != "completed":
+            continue
+        record["path"] = path.parent
+        for part in record["results"].get("runs", ()):
+            record[part["stage"]] = {**runs.read(part["run"]), "path": Path(part["run"])}
+        found.append(record)
+    return found
+
+
+def errors(records: Sequence[Mapping], which: str = "best") -> list[int]:
+    return [record["results"]["test"][which]["errors"] for record in records]
+
+
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    std = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{std}"
+
+
+def interval(values: Sequence[float], form: str = "+.2f") -> str:
+    low, high = testing.interval(np.array(values, float))
+    return f"{np.mean(values):{form}} (95 % {low:{form}} to {high:{form}})"
+
+
+def counted(records: Sequence[Mapping], paper: int) -> Found | None:
+    """Test errors against the paper's."""
+    if not records:
+        return None
+    found = errors(records)
+    mean = np.mean(found)
+    verdict = "beaten" if mean < paper else "reproduced" if mean == paper else "not reproduced"
+    return Found(f"{spread(found)} errors", len(found), verdict, records)
+
+
+def teacher(outputs: Path) -> Found | None:
+    return counted(sweep(outputs, "paper_teacher"), 67)
+
+
+def student(outputs: Path) -> Found | None:
+    return counted([each["student"] for each in sweep(outputs, "paper_distilled")], 146)
+
+
+def distilled(outputs: Path) -> Found | None:
+    return counted([each["distill"] for each in sweep(outputs, "paper_distilled")], 74)
+
+
+def adjusted(outputs: Path, name: str) -> list[tuple[Mapping, Mapping]]:
+    """A sweep's distilled students, each with its results after stage=adjust_bias."""
+    shifted = {}
+    for path in outputs.glob("adjust_bias/*/run.json"):
+        record = runs.read(path.parent)
+        if record["status"] == "completed":
+            shifted[record["adjusted"]["weights_sha256"]] = record["results"]
+    students = [each["distill"] for each in sweep(outputs, name)]
+    found = [(each, shifted.get(each["files"]["checkpoints/best.weights.h5"])) for each in students]
+    return [(each, results) for each, results in found if results]
+
+
+def no_threes(outputs: Path) -> Found | None:
+    found = adjusted(outputs, "paper_no_threes")
+    if not found:
+        return None
+    before, after = ([results["test"][when]["errors"] for _, results in found] for when in ("before", "best"))
+    right = [100 * results["test"]["best"]["accuracy_of_classes"] for _, results in found]
+    said = f"{spread(before)} → {spread(after)} errors, {spread(right, '.2f')} % of threes"
+    verdict = "beaten" if np.mean(right) > 98.6 and np.mean(after) < 109 else "reproduced"
+    if np.mean(right) < 98.6:
+        verdict = "not reproduced"
+    return Found(said, len(found), verdict, [each for each, _ in found])
+
+
+def only_7_8(outputs: Path) -> Found | None:
+    found = adjusted(outputs, "paper_only_7_8")
+    if not found:
+        return None
+    before, after = ([results["test"][when]["errors"] / 100 for _, results in found] for when in ("before", "best"))
+    verdict = "beaten" if np.mean(after) < 13.2 else "not reproduced"
+    said = f"{spread(before)} → {spread(after)} % errors"
+    return Found(said, len(found), verdict, [each for each, _ in found])
+
+
+def temperatures(outputs: Path) -> Found | None:
+    found = sweep(outputs, "paper_temperatures")
+    if not found:
+        return None
+    curves, said, holds = {}, [], []
+    for each in found:
+        units = each["config"]["student"]["model"]["hidden_units"][0]
+        curves.setdefault(units, {}).setdefault(each["config"]["temperature"], []).append(errors([each["distill"]])[0])
+    for units, curve in sorted(curves.items(), reverse=True):
+        mean = {temperature: np.mean(values) for temperature, values in sorted(curve.items())}
+        best = min(mean, key=mean.get)
+        listed = ", ".join(f"{temperature:g}: {spread(curve[temperature])}" for temperature in mean)
+        said.append(f"{units} units, errors by T: {listed}; best {best:g}")
+        if units <= 30:
+            holds.append(2.5 <= best <= 4)
+        else:
+            above = [mean[temperature] for temperature in mean if temperature >= 8]
+            deviation = np.mean([np.std(curve[temperature], ddof=1) for temperature in mean if temperature >= 8])
+            holds.append(max(above) - min(above) <= 2 * deviation)
+    figure = Figure((7, 4), layout="constrained")
+    axes = figure.subplots()
+    for units, curve in sorted(curves.items()):
+        at = sorted(curve)
+        mean, std = (np.array([f(curve[temperature]) for temperature in at]) for f in (np.mean, np.std))
+        axes.plot(at, mean, marker="o", label=f"{units} units a layer")
+        axes.fill_between(at, mean - std, mean + std, alpha=0.2)
+    axes.set(
+        xscale="log",
+        xlabel="temperature",
+        ylabel="test errors of 10,000",
+        xticks=at,
+        xticklabels=map("{:g}".format, at),
+    )
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(DOCS / "figures" / "paper_temperatures.png", dpi=120)
+    return Found("; ".join(said), len(found), "reproduced" if all(holds) else "not reproduced", found)
+
+
+def logit_matching(outputs: Path) -> Found | None:
+    by_seed = {
+        each["seed"] if "seed" in each else each["config"]["seed"]: each for each in sweep(outputs, "paper_logit_mse")
+    }
+    found = sweep(outputs, "paper_logit_matching")
+    apart: dict[float, list[float]] = {}
+    for each in found:
+        other = by_seed.get(each["config"]["seed"])
+        if other:
+            z, v = (centred(one["distill"]["path"]) for one in (each, other))
+            apart.setdefault(each["config"]["temperature"], []).append(float(np.sqrt(np.mean((z - v) ** 2))))
+    if not apart:
+        return None
+    mean = [np.mean(apart[temperature]) for temperature in sorted(apart)]
+    said = ", ".join(f"{temperature:g}: {spread(apart[temperature], '.3f')}" for temperature in sorted(apart))
+    verdict = "reproduced" if np.all(np.diff(mean) < 0) else "not reproduced"
+    said = f"root mean square distance of test logits from those of logit_mse, by T: {said}"
+    return Found(said, len(apart[min(apart)]), verdict, found)
+
+
+def centred(run_dir: Path) -> np.ndarray:
+    """A run's test logits with rows of mean zero."""
+    with np.load(run_dir / "predictions" / "test.npz", allow_pickle=False) as saved:
+        z = saved["logits"].astype(np.float64)
+    return z - z.mean(axis=1, keepdims=True)
+
+
+def ensemble(outputs: Path) -> Found | None:
+    members, students = sweep(outputs, "paper_members"), sweep(outputs, "paper_ensemble")
+    if not members or not students:
+        return None
+    probabilities, labels = 0.0, None
+    for each in members:
+        with np.load(each["path"] / "predictions" / "test.npz", allow_pickle=False) as saved:
+            labels = saved["labels"]
+            probabilities = probabilities + np.exp(metrics.log_softmax(saved["logits"])) / len(members)
+    together = metrics.evaluate(np.log(probabilities), labels)["errors"]
+    single, found = np.mean(errors(members)), errors(students)
+    kept = [100 * (single - each) / (single - together) for each in found]
+    said = (
+        f"{spread(errors(members))} errors for one, {together} for {len(members)}, {spread(found)} distilled: "
+        f"{interval(kept, '.0f')} % of the gain kept"
+    )
+    return Found(said, len(found), "reproduced" if np.mean(kept) > 50 else "not reproduced", students)
+
+
+def few_labels(outputs: Path) -> Found | None:
+    said, soft_wins, every = [], [], []
+    for name, data in (("paper_few_labels", "MNIST"), ("paper_few_labels_fashion", "Fashion-MNIST")):
+        found = sweep(outputs, name)
+        if not found:
+            continue
+        accuracy = {
+            (stage, which): [100 * each[stage]["results"]["test"][which]["accuracy"] for each in found]
+            for stage in ("student", "distill")
+            for which in ("best", "last")
+        }
+        whole = 100 * np.mean([each["teacher"]["results"]["test"]["best"]["accuracy"] for each in found])
+        hard, soft = (
+            f"{spread(accuracy[stage, 'best'], '.2f')} ({spread(accuracy[stage, 'last'], '.2f')})"
+            for stage in ("student", "distill")
+        )
+        said.append(f"{data}, % right with early stopping (without): hard {hard}, soft {soft}, teacher {whole:.2f}")
+        soft_wins.append(np.mean(accuracy["distill", "best"]) > np.mean(accuracy["student", "best"]))
+        every += found
+    if not said:
+        return None
+    return Found("; ".join(said), len(every), "reproduced" if all(soft_wins) else "not reproduced", every)
+
+
+def specialists(outputs: Path) -> Found | None:
+    found = sweep(outputs, "paper_specialists")
+    if not found:
+        return None
+    accuracy = {
+        name: np.array([100 * each["results"][name]["test"]["accuracy"] for each in found])
+        for name in ("generalist", "combined")
+    }
+    gains = accuracy["combined"] - accuracy["generalist"]
+    low, _ = testing.interval(gains)
+    said = (
+        f"{spread(accuracy['generalist'], '.2f')} → {spread(accuracy['combined'], '.2f')} %: {interval(gains)} points"
+    )
+    return Found(said, len(found), "reproduced" if low > 0 else "not reproduced", found)
+
+
+def keras_example(outputs: Path) -> Found | None:
+    found = sweep(outputs, "paper_keras")
+    if not found:
+        return None
+    rows: dict[str, list[float]] = {}
+    for each in found:
+        objective = each["config"]["objective"]["kd"]
+        scaled = "T²" if objective["scale_by_temperature_squared"] else "no T²"
+        epochs = each["config"]["distill"]["epochs"]
+        for stage in ("teacher", "student", "distill"):
+            name = {"distill": f"distilled, {scaled}", "student": "alone"}.get(stage, stage)
+            key = name if stage == "teacher" else f"{name}, {epochs} epochs"
+            rows.setdefault(key, []).append(100 * each[stage]["results"]["test"]["best"]["accuracy"])
+    said = ", ".join(f"{name} {spread(values, '.2f')} %" for name, values in rows.items())
+    return Found(said, len(found), "see the numbers", found)
+
+
+EXPERIMENTS: list[tuple[str, str, Callable[[Path], Found | None]]] = [
+    ("teacher", "67 errors", teacher),
+    ("student", "146 errors", student),
+    ("distilled", "74 errors", distilled),
+    ("temperatures", "T > 8 all alike at 300 or more units; 2.5 to 4 best at 30", temperatures),
+    ("no_threes", "206 → 109 errors, 98.6 % of threes (shift chosen on the test set)", no_threes),
+    ("only_7_8", "47.3 → 13.2 % errors (shift chosen on the test set)", only_7_8),
+    ("ensemble", "speech: 58.9 % for one, 61.1 % for ten, 60.8 % distilled: most of the gain", ensemble),
+    ("few_labels", "speech: 44.5 % hard, 57.0 % soft, 58.9 % with all labels", few_labels),
+    ("specialists", "JFT: 25.0 → 26.1 %", specialists),
+    ("logit_matching", "§2.1: the same for T → ∞", logit_matching),
+    ("keras_example", "97.81 % teacher, 97.78 % alone, 96.92 % distilled", keras_example),
+]
+
+
+def commands(records: Sequence[Mapping]) -> str:
+    """The command that a sweep's runs have in common, and their commits."""
+    words = [shlex.split(record["command"] or "") for record in records]
+    common = [word for word in words[0] if all(word in each for each in words)]
+    common = [word for word in common if not word.startswith(("outputs=", "tensorboard.", "measure_latency="))]
+    return f"`{shlex.join(common)}`"
+
+
+def main() -> None:
+    outputs = Path(sys.argv[1])
+    lines = [BEGIN, "", "| preset | paper | here | n | verdict | in all runs' commands | commit | minutes |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, paper, measure in EXPERIMENTS:
+        found = measure(outputs)
+        if found is None:
+            lines.append(f"| `paper/{name}` | {paper} | not run yet | | | | | |")
+            continue
+        commits = ", ".join(sorted({str(record.get("git_commit"))[:7] for record in found.records}))
+        minutes = sum(seconds(record) for record in found.records) / 60
+        lines.append(
+            f"| `paper/{name}` | {paper} | {found.ours} | {found.n} | {found.verdict} | {commands(found.records)} | "
+            f"{commits} | {minutes:.0f} |"
+        )
+    text = (DOCS / "results.md").read_text()
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    (DOCS / "results.md").write_text(before + "\n".join([*lines, "", END]) + after)
+    print("\n".join(lines))
+
+
+def seconds(record: Mapping) -> float:
+    """Of training: the run's own, or its parts' together."""
+    parts = [record[stage] for stage in runs.TRAINING if stage in record and isinstance(record[stage], Mapping)]
+    parts = [part for part in parts if "results" in part] or [record]
+    return sum(part["results"].get("training_seconds", 0.0) for part in parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,8 @@ from kdrun.cli import config_dir
 from kdrun.data import datasets
 from kdrun.manifest import sealed
 
-STAGES = ("cache", "compare", "distill", "evaluate", "generations", "mutual", "pipeline", "student", "teacher")
+STAGES = ("adjust_bias", "cache", "compare", "distill", "evaluate", "generations", "mutual", "pipeline", "specialists")
+STAGES += ("student", "teacher")
 STUDENT = ["stage=student", "model@student.model=mlp", "batch_size=16"]
 ON_NPZ = ["data=npz", "data.validation_size=10", "data.image_size=32"]
 
@@ -99,7 +100,7 @@ BAD_VALUES = {
     "model@student.model=nope": ["model=nope", "convnet, densenet, densenet_12, mlp"],
     "optimizer=nope": ["optimizer=nope", "adabelief, adam, sgd"],
     "objective=nope": ["objective=nope", "Allowed: attention, contrastive", " kd, "],
-    "stage=nope": ["stage=nope", "distill, evaluate, generations, mutual, pipeline, student, teacher"],
+    "stage=nope": ["stage=nope", "distill, evaluate, generations, mutual, pipeline, specialists, student, teacher"],
     "experiment=nope": ["experiment=nope", "keras_example, notebook, notebook_32, quick, tuned_32"],
     "precision=nope": ["precision must be one of auto, float32, mixed_bfloat16, mixed_float16", "'nope'"],
     "optimizer.schedule=nope": ["optimizer.schedule must be one of constant, cosine", "'nope'"],
@@ -600,7 +601,7 @@ def _section(text: str, title: str) -> list[str]:
 
 def test_help_lists_every_stage_and_preset(helped):
     assert {line.split()[0] for line in _section(helped, "Stages")} == _options("stage")
-    assert {line.split()[0] for line in _section(helped, "Presets")} == _options("experiment")
+    assert {line.split()[0] for line in _section(helped, "Presets")} == _options("experiment") | {"paper/..."}
 
 
 def test_help_states_the_defaults_of_the_config(helped):

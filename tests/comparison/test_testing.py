@@ -49,6 +49,7 @@ def table(tmp_path):
                         "control": "shuffled teacher" if variant.startswith("c") else "",
                         "model": "mlp",
                         "epochs": 3,
+                        "held_out": True,
                         "steps": 60,
                         "temperature": float(variant.strip("c") or 4) if stage == "distill" else None,
                         "alpha": 0.9 if stage == "distill" else None,

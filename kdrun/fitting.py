@@ -30,7 +30,7 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
         _check_sizes(record["config"]["data"])
         datasets.load(record["config"]["data"])
         if stage == "adjust_bias":
-            _check_adjusted(config["classes"], record["num_classes"])
+            _check_adjusted(config, record)
     else:
         _check_sizes(config["data"])
         students = runs.seen(config, "distill")
@@ -228,12 +228,13 @@ def _taken(run: str) -> Mapping:
         raise InputError(f"run: {run} is a {record['stage']} run. Give one of stage {', '.join(runs.NETWORKS)}.")
     if record["status"] != "completed":
         raise InputError(f"run: {run} is {record['status']}, not completed. Give a completed run.")
-    if changed := runs.damaged(Path(run), record):
-        raise InputError(f"run: {run}: {', '.join(changed)} is not what run.json says. Give another run.")
     return record
 
 
-def _check_adjusted(classes: Sequence[int], num_classes: int) -> None:
+def _check_adjusted(config: Mapping, record: Mapping) -> None:
+    classes, num_classes = config["classes"], record["num_classes"]
+    if changed := runs.damaged(Path(config["run"]), record):
+        raise InputError(f"run: {config['run']}: {', '.join(changed)} is not what run.json says. Give another run.")
     if max(classes) >= num_classes or set(classes) == set(range(num_classes)):
         raise InputError(
             f"classes={classes}: one number is added to their biases, and to none of the others. Give some of 0 to "

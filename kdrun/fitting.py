@@ -28,9 +28,9 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     elif stage in ("evaluate", "adjust_bias"):
         record = _taken(config["run"])
         _check_sizes(record["config"]["data"])
-        datasets.load(record["config"]["data"])
+        dataset = datasets.load(record["config"]["data"])
         if stage == "adjust_bias":
-            _check_adjusted(config, record)
+            _check_adjusted(config, record, dataset)
     else:
         _check_sizes(config["data"])
         students = runs.seen(config, "distill")
@@ -41,6 +41,7 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
         if config["optimizer"].get("nesterov") and not config["optimizer"]["momentum"]:
             raise InputError("optimizer.nesterov=true needs momentum, got 0. Set optimizer.momentum=0.9 or the like.")
         if stage == "cache":
+            _check_augmentation(students["data"])
             checkpoint.sources(config, overrides)
         if stage == "generations":
             _check_generations(config)
@@ -87,16 +88,20 @@ def _check_classes(data: Mapping, num_classes: int) -> None:
         )
 
 
-def _check_role(config: Mapping, role: str) -> None:
-    """What a role trains must fit the data. Distilling trains the student's model."""
-    epochs, batch_size = config[role]["epochs"], config[role]["batch_size"]
-    data = runs.seen(config, role)["data"]
+def _check_augmentation(data: Mapping) -> None:
     height, width = datasets.shapes(data).train[1:3]
     if data["augment"]["jitter"] >= min(height, width):
         raise InputError(
             f"data.augment.jitter={data['augment']['jitter']} would shift images of {height}x{width} pixels out of "
             f"sight. It must be below {min(height, width)}."
         )
+
+
+def _check_role(config: Mapping, role: str) -> None:
+    """What a role trains must fit the data. Distilling trains the student's model."""
+    epochs, batch_size = config[role]["epochs"], config[role]["batch_size"]
+    data = runs.seen(config, role)["data"]
+    _check_augmentation(data)
     if config[role]["patience"] and data["train_on_validation"]:
         raise InputError(
             f"{role}.patience={config[role]['patience']} waits for validation, whose images are trained on here. Set "
@@ -113,7 +118,7 @@ def _check_role(config: Mapping, role: str) -> None:
             f"optimizer.warmup_epochs={config['optimizer']['warmup_epochs']:g} is more than {role}.epochs={epochs}. "
             "Give at most that."
         )
-    owner = "teacher" if role == "teacher" else "student"
+    owner = runs.role_of(role)
     smallest = models.smallest_image_size(config[owner]["model"])
     if config["data"]["image_size"] < smallest:
         raise InputError(
@@ -215,6 +220,11 @@ def _check_generations(config: Mapping) -> None:
             "stage=generations: each generation is taught by the one before. Leave out teacher.run, teacher.logits and "
             "student.classifier."
         )
+    if config["data"]["train_fraction"] < 1:
+        raise InputError(
+            "stage=generations: each generation has a seed of its own, by which data.train_fraction would draw other "
+            "images. Set data.train_size instead."
+        )
     if not choosing.need_teacher(config["objective"]):
         raise InputError("stage=generations: this objective needs no teacher. Take objective=kd.")
 
@@ -231,7 +241,7 @@ def _taken(run: str) -> Mapping:
     return record
 
 
-def _check_adjusted(config: Mapping, record: Mapping) -> None:
+def _check_adjusted(config: Mapping, record: Mapping, dataset: datasets.Dataset) -> None:
     classes, num_classes = config["classes"], record["num_classes"]
     if changed := runs.damaged(Path(config["run"]), record):
         raise InputError(f"run: {config['run']}: {', '.join(changed)} is not what run.json says. Give another run.")
@@ -240,3 +250,6 @@ def _check_adjusted(config: Mapping, record: Mapping) -> None:
             f"classes={classes}: one number is added to their biases, and to none of the others. Give some of 0 to "
             f"{num_classes - 1}, not all."
         )
+    for split in ("validation", "test"):
+        if not set(classes) & set(getattr(dataset, split).labels.tolist()):
+            raise InputError(f"classes={classes}: no {split} image of {config['run']} is of these. Give others.")

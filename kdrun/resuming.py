@@ -63,7 +63,8 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> dict:
         raise InputError(f"resume: {run_dir} diverged, and would do so again. Start a new run with other keys.")
     if record["status"] == "running":
         raise InputError(f"resume: {run_dir} is being written by another kdrun ({_writer(record)}). Wait for it.")
-    values, asked = dict(rules.flatten(record["config"])), dict(rules.flatten(given))
+    values = dict(rules.flatten(record["config"]))
+    asked = dict(rules.flatten(runs.seen(given, record["stage"])))  # the record has it like that, too
     if not isinstance(values.get("outputs"), str) or not values.keys() >= {
         "epochs",
         "teacher.run",

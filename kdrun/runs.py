@@ -42,7 +42,7 @@ def seen(config: Mapping, stage: str) -> dict:
     for the teacher all training images. Of stages that train several networks, the config as it is."""
     if stage not in (*TRAINING, "cache", "specialist"):
         return dict(config)
-    role = _role(stage)
+    role = role_of(stage)
     data = config["data"] | {key: config[role][key] for key in ("augment", "train_on_validation")}
     if role == "teacher":
         data |= ALL_IMAGES
@@ -54,7 +54,7 @@ def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: 
 
     `teacher_weights` are sums of the weights, or of the file of logits, of each who teaches.
     """
-    role = _role(stage)
+    role = role_of(stage)
     depends = {
         "format": _FORMAT,
         "stage": stage,
@@ -83,7 +83,7 @@ def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: 
     return depends
 
 
-def _role(stage: str) -> str:
+def role_of(stage: str) -> str:
     """Whose model and data a stage has. A specialist begins as a teacher."""
     return "teacher" if stage in ("teacher", "specialist") else "student"
 

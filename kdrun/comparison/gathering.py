@@ -125,7 +125,7 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "multiply_adds": record.get("multiply_adds"),
         "weights_bytes": (run_dir / "checkpoints" / "best.weights.h5").stat().st_size,
         "epochs": record["identity"]["epochs"],
-        "held_out": not record["identity"]["data"]["train_on_validation"],
+        "held_out": not record["identity"]["data"].get("train_on_validation", False),
         "steps": results["steps"],
         "objective": "+".join(choosing.chosen(record["identity"].get("objective", {})))
         + " of peers" * bool(record["identity"].get("peers")),

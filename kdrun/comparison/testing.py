@@ -137,7 +137,8 @@ def best(groups: pd.DataFrame) -> str | None:
     distilled = groups[groups["kind"] == "distill"] if len(groups) else groups
     if distilled.empty:
         return None
-    order = distilled.sort_values(["validation_accuracy", "validation_cross_entropy"], ascending=[False, True])
+    by = ["held_out", "validation_accuracy", "validation_cross_entropy"]  # what was trained on says nothing
+    order = distilled.sort_values(by, ascending=[False, False, True])
     return order.index[0]
 
 

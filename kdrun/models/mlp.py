@@ -18,7 +18,7 @@ def mlp(
     hidden_units: list[int],
     input_dropout: float,
     hidden_dropout: float,
-    max_norm: float | None,
+    max_norm: float | None = None,
 ):
     """Logits [batch, num_classes] of images [batch, height, width, channels]: dense layers with ReLU and dropout.
 

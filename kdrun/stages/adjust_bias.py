@@ -50,7 +50,8 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
         predictions = {"labels": dataset.test.labels, "logits": after["test"], "last_logits": after["test"]}
         files.write_with(run_dir / saved[2], lambda name: np.savez(name, **predictions))
         record["files"] = {name: files.sha256(run_dir / name) for name in saved}
-        record["results"] = {"shift": shift, "classes": classes}
+        trained = ("steps", "training_seconds", "seconds_to_first_step", "images_per_second")
+        record["results"] = {"shift": shift, "classes": classes, **{key: theirs["results"][key] for key in trained}}
         for split in before:
             labels = getattr(dataset, split).labels
             found = {
@@ -63,7 +64,7 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
                 *(shift, split, found["before"]["errors"], found["best"]["errors"], len(labels), classes),
                 *(found["before"]["accuracy_of_classes"], found["best"]["accuracy_of_classes"]),
             )
-        if theirs["config"]["data"]["train_on_validation"]:
+        if theirs["config"]["data"].get("train_on_validation"):
             log.warning("adjust_bias: %s was trained on the validation images, by which the shift was chosen", source)
         return record["results"]
 
@@ -93,5 +94,5 @@ def _measured(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) ->
     return {
         **metrics.evaluate(logits, labels),
         "errors_of_classes": int(np.count_nonzero(of_classes & ~right)),
-        "accuracy_of_classes": float(right[of_classes].mean()) if of_classes.any() else float("nan"),
+        "accuracy_of_classes": float(right[of_classes].mean()),
     }

@@ -8,6 +8,7 @@ import numpy as np
 
 from kdrun import runs
 from kdrun.data import datasets
+from kdrun.errors import InputError
 from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.reports import tables
@@ -35,11 +36,14 @@ def specialists(config: Mapping, run_dir: Path) -> dict:
         found = []
         for classes in confusable(_said(config, generalist, dataset.validation.images), config["clusters"]):
             log.info("specialists: one for classes %s", classes)
+            for split in dataset[:3]:
+                if not np.isin(split.labels, classes).any():
+                    raise InputError(f"specialists: a split has no images of {classes}. Use more images.")
             part = {**config, "stage": "specialist", "run": str(generalist), "classes": classes}
             identity = runs.identity(part, "specialist", dataset_sha256, [checkpoint.weights_of(generalist)])
             run = chain.link(part, run_dir, record, f"specialist {classes}", identity)
             found.append({"classes": classes, "run": str(run), **_tested(run)})
-        log_p, labels = _log_probabilities(generalist), dataset.test.labels
+        log_p, labels = _said(config, generalist, dataset.test.images), dataset.test.labels
         heard = [(each["classes"], _log_probabilities(Path(each["run"]), each["dustbin_shift"])) for each in found]
         together = np.log(np.maximum(combined(log_p, heard), 1e-300))
         record["results"] = {
@@ -78,7 +82,7 @@ def specialist(config: Mapping, run_dir: Path) -> dict:
         def begin(model) -> None:
             model.set_weights([*begins[:-2], kernel, bias])
 
-        start = Start({"generalist": weights, "classes": classes}, begin)
+        start = Start({"generalist": weights, "classes": classes, "seed": seed}, begin)  # which draws the others
         results = train_network(config, run_dir, record, dataset, theirs["model"], seed, start=start)
         others = np.isin(whole.train.labels, classes, invert=True).sum()
         seen = (dataset.train.labels == len(classes)).sum()
@@ -114,7 +118,8 @@ def combined(log_p: np.ndarray, specialists: Sequence[tuple[Sequence[int], np.nd
     for _ in range(_ROUNDS):
         total, count = p.copy(), np.ones(len(p))
         for classes, p_m, here in asked:
-            told = q * (p_m[:, -1] / np.maximum(1.0 - q[:, classes].sum(axis=1), 1e-300))[:, np.newaxis]
+            others = np.delete(q, classes, axis=1).sum(axis=1)
+            told = q * (p_m[:, -1] / np.maximum(others, 1e-300))[:, np.newaxis]
             told[:, classes] = p_m[:, :-1]
             total += told * here[:, np.newaxis]
             count += here
@@ -140,8 +145,8 @@ def _said(config: Mapping, run_dir: Path, images: np.ndarray) -> np.ndarray:
     return metrics.log_softmax(logits(infer, images))
 
 
-def _log_probabilities(run_dir: Path, dustbin_shift: float = 0.0) -> np.ndarray:
-    """A run's log-probabilities on the test set, float64; the last class's logit raised first."""
+def _log_probabilities(run_dir: Path, dustbin_shift: float) -> np.ndarray:
+    """A specialist's log-probabilities on the test set, float64; the last class's logit raised first."""
     with np.load(run_dir / "predictions" / "test.npz", allow_pickle=False) as saved:
         z = saved["logits"].astype(np.float64)
     z[:, -1] += dustbin_shift

@@ -128,7 +128,7 @@ def depends(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
         "dataset_sha256": dataset.sha256,
         "splits": {split: len(getattr(dataset, split).labels) for split in SPLITS},
         "train_on_validation": config["data"]["train_on_validation"],
-        "subset": {key: config["data"][key] for key in runs.ALL_IMAGES},
+        "subset": {key: config["data"][key] for key in ("train_size", *runs.ALL_IMAGES)},
         "subset_seed": config["seed"] if config["data"]["train_fraction"] < 1 else None,
         "preprocessing": preprocessing.described(config["data"]["image_size"]),
         "augment": config["data"]["augment"],

@@ -9,6 +9,7 @@ from scipy import optimize
 
 from kdrun.cli import main
 from kdrun.data import datasets
+from kdrun.manifest import sealed
 from kdrun.overrides import config_dir
 from kdrun.stages.adjust_bias import best_shift
 from kdrun.stages.specialists import combined, confusable
@@ -89,7 +90,7 @@ def test_adjust_bias_moves_one_bias_and_leaves_a_run_that_teaches(one_class_left
     assert results["shift"] != 0
     np.testing.assert_allclose(difference, results["shift"] * np.isin(np.arange(10), [0, 3]), atol=1e-5)
     assert main(["stage=evaluate", f"run={adjusted}", f"outputs={tmp_path}"]) == 0
-    teach = ["stage=distill", *NETS, *TINY, f"teacher.run={adjusted}", f"outputs={tmp_path}"]
+    teach = [*NETS, *TINY, f"teacher.run={adjusted}", f"outputs={tmp_path}"]
     assert main(teach) == 0
 
 
@@ -151,6 +152,8 @@ def test_patience_ends_training_early(tmp_path, capsys):
         (["data.include_classes=[3]", "data.exclude_classes=[3]"], "no class to learn from"),
         (["patience=3", "data.train_on_validation=true"], "patience=3 waits for validation"),
         (["data.train_fraction=0"], "data.train_fraction must be a number"),
+        (["stage=generations", "data.train_fraction=0.5"], "data.train_fraction would draw other images"),
+        (["stage=cache", "data.augment.jitter=30"], "out of sight"),
         (["student.augment.jitter=30"], "out of sight"),
         (["stage=adjust_bias", "run=nowhere", "classes=[1]"], "nowhere is not a run directory"),
         (["stage=specialists", "run=nowhere"], "nowhere is not a run directory"),
@@ -189,6 +192,30 @@ def test_combined_is_nearest_to_all_who_were_asked():
         np.testing.assert_allclose(found[row], np.exp(best.x - np.logaddexp.reduce(best.x)), atol=1e-5)
         if not asked:
             np.testing.assert_allclose(found[row], p[row])
+
+
+def test_combined_of_networks_that_are_certain():
+    """Nothing is lost where no probability is left for the others, whatever the number of rounds."""
+    z = np.array([[100.0, 0, 0, 0], [100.0, 99, 0, 0]])
+    log_p = z - np.logaddexp.reduce(z, axis=1, keepdims=True)
+    of_two = np.array([[0.0, 100, -100], [0.0, 3, -100]])
+    of_two -= np.logaddexp.reduce(of_two, axis=1, keepdims=True)
+    found = combined(log_p, [([0, 1], of_two)])
+    # without a third class in play, q is the mean of the two
+    np.testing.assert_allclose(found[:, :2], (np.exp(log_p[:, :2]) + np.exp(of_two[:, :2])) / 2, atol=1e-9)
+    assert found[:, 2:].max() < 1e-9
+
+
+def test_a_teacher_that_saw_all_images_goes_on_under_the_keys_it_began_with(tmp_path, capsys):
+    keys = [*TINY, "data.train_fraction=0.5", "teacher.augment.jitter=1", f"outputs={tmp_path}"]
+    assert main(["stage=teacher", *NETS, *keys]) == 0
+    ((run_dir, record),) = records(tmp_path, "teacher")
+    stopped = json.dumps(sealed({**record, "status": "interrupted"}))
+    (run_dir / "run.json").write_text(stopped)
+    assert main([*keys, "teacher.augment.jitter=2", f"resume={run_dir}"]) == 2
+    assert "jitter cannot change" in capsys.readouterr().err
+    assert main([*keys, f"resume={run_dir}"]) == 0
+    assert records(tmp_path, "teacher")[0][1]["resumed"]
 
 
 def test_confusable_classes_are_those_held_possible_together():

@@ -42,6 +42,8 @@ def test_every_preset_runs(preset, tmp_path):
     if preset == "ensemble":  # its teachers first, as its file says
         members = ["-m", "stage=student", *given, "seed=1,2", "sweep=paper_members", f"outputs={tmp_path}"]
         assert main(members) == 0
+    if preset == "only_7_8":
+        given += ["batch_size=50"]  # there are fewer of these than a hundred
     if preset == "specialists":
         given += ["clusters=5", "specialist.epochs=1", "specialist.batch_size=50"]
     assert main([*given, f"outputs={tmp_path}"]) == 0
@@ -73,6 +75,16 @@ def test_each_role_sees_its_own_images(one_class_left_out):
     best, last = (seen["teacher"]["results"]["validation"][which] for which in ("best", "last"))
     assert best == last  # nothing is chosen by images that were trained on
     assert best["epoch"] == 6
+
+
+def test_the_last_weights_are_the_best_where_nothing_is_held_out(tmp_path):
+    given = ["stage=student", *NETS, *TINY, "epochs=4", "optimizer.learning_rate=0.5", "data.train_on_validation=true"]
+    assert main([*given, f"outputs={tmp_path}"]) == 0
+    ((run_dir, record),) = records(tmp_path, "student")
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["cross_entropy"] for line in lines if line["split"] == "validation"]
+    assert min(losses) < losses[-1]  # another epoch would have been chosen
+    assert record["results"]["validation"]["best"]["epoch"] == 4
 
 
 def test_adjust_bias_moves_one_bias_and_leaves_a_run_that_teaches(one_class_left_out, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kdrun import runs
-from kdrun.comparison import testing
+from kdrun.comparison import gathering, testing
 from kdrun.training import metrics
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -186,8 +186,7 @@ def logit_matching(outputs: Path) -> Found | None:
 
 def centred(run_dir: Path) -> np.ndarray:
     """A run's test logits with rows of mean zero."""
-    with np.load(run_dir / "predictions" / "test.npz", allow_pickle=False) as saved:
-        z = saved["logits"].astype(np.float64)
+    z = gathering.predictions(run_dir)[1].astype(np.float64)
     return z - z.mean(axis=1, keepdims=True)
 
 
@@ -195,12 +194,8 @@ def ensemble(outputs: Path) -> Found | None:
     members, students = sweep(outputs, "paper_members"), sweep(outputs, "paper_ensemble")
     if not members or not students:
         return None
-    probabilities, labels = 0.0, None
-    for each in members:
-        with np.load(each["path"] / "predictions" / "test.npz", allow_pickle=False) as saved:
-            labels = saved["labels"]
-            probabilities = probabilities + np.exp(metrics.log_softmax(saved["logits"])) / len(members)
-    together = metrics.evaluate(np.log(probabilities), labels)["errors"]
+    said = [gathering.predictions(each["path"]) for each in members]
+    together = metrics.evaluate(metrics.ensemble([z for _, z in said]), said[0][0])["errors"]
     single, found = np.mean(errors(members)), errors(students)
     kept = [100 * (single - each) / (single - together) for each in found]
     said = (
@@ -299,7 +294,7 @@ def main() -> None:
         if found is None:
             lines.append(f"| `paper/{name}` | {paper} | not run yet | | | | | |")
             continue
-        commits = ", ".join(sorted({str(record.get("git_commit"))[:7] for record in found.records}))
+        commits = ", ".join(sorted({short(str(record.get("git_commit"))) for record in found.records}))
         took: dict[Path, float] = {}
         for record in found.records:
             took |= seconds(record)
@@ -314,6 +309,11 @@ def main() -> None:
     after = rest.partition(END)[2]
     (DOCS / "results.md").write_text(before + "\n".join([*lines, "", END]) + after)
     print("\n".join(lines))
+
+
+def short(commit: str) -> str:
+    """Its first digits, and whether files were changed since."""
+    return commit[:7] + "-dirty" * commit.endswith("-dirty")
 
 
 def seconds(record: Mapping) -> dict[Path, float]:

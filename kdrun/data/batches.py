@@ -12,7 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
-_ORDER, _VIEW, _SHUFFLE, _MIX = 0, 1, 2, 3  # streams of random numbers that must not meet
+# streams of random numbers that must not meet: generators are made of [seed, step or pass, stream]
+_ORDER, _VIEW, _SHUFFLE, _MIX, SUBSET, OTHERS = range(6)
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:

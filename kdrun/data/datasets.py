@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kdrun.data.batches import SUBSET
 from kdrun.errors import InputError
 from kdrun.registry import get, register
 from kdrun.runs import ALL_IMAGES
@@ -31,9 +32,6 @@ _DEFLATE_RATIO = 1032  # the most that deflate can make of a byte; headers that 
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, SyntaxError, TypeError)
 _UNREADABLE += (tokenize.TokenError, OverflowError, MemoryError)
 _LONGEST_HEADER = 10_000  # bytes; numpy's own limit
-
-
-_SUBSET = 4  # a stream of random numbers beside those of data.batches
 
 
 class Split(NamedTuple):
@@ -145,7 +143,7 @@ def load(data: Mapping, seed: int = 0) -> Dataset:
 def _chosen(labels: np.ndarray, include, exclude, fraction: float, seed: int) -> np.ndarray:
     """Indices, in order, of the training images that the students see."""
     wanted = range(int(labels.max()) + 1) if include is None else include
-    random, chosen = np.random.default_rng([seed, 0, _SUBSET]), []
+    random, chosen = np.random.default_rng([seed, 0, SUBSET]), []
     for label in sorted(set(wanted) - set(exclude)):
         of_class = np.flatnonzero(labels == label)
         count = max(1, round(fraction * len(of_class)))

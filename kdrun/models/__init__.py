@@ -63,9 +63,9 @@ def up_to(network, layer: str):
     return tf_keras.Model(network.input, tf.cast(network.get_layer(layer).output, tf.float32))
 
 
-def classifier(network) -> list:
-    """Kernel [units, classes] and bias [classes] of a network's last dense layer, as arrays."""
-    return [layer for layer in network.layers if hasattr(layer, "kernel")][-1].get_weights()
+def classifier(network):
+    """A network's last dense layer; its weights are the kernel [units, classes] and the bias [classes]."""
+    return [layer for layer in network.layers if hasattr(layer, "kernel")][-1]
 
 
 def with_features(network, layers: Mapping[str, str]):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import files, runs
+from kdrun import files, models, runs
 from kdrun.data import datasets
 from kdrun.recording import recording
 from kdrun.registry import register
@@ -39,8 +39,7 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
         )
         before = {split: logits(infer, getattr(dataset, split).images) for split in ("validation", "test")}
         shift = best_shift(before["validation"], dataset.validation.labels, classes)
-        layer = [layer for layer in model.layers if hasattr(layer, "bias")][-1]
-        layer.bias.assign_add(shift * np.isin(np.arange(dataset.num_classes), classes))
+        models.classifier(model).bias.assign_add(shift * np.isin(np.arange(dataset.num_classes), classes))
         after = {split: logits(infer, getattr(dataset, split).images) for split in before}
         for folder in ("checkpoints", "predictions"):
             (run_dir / folder).mkdir(exist_ok=True)

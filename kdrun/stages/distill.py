@@ -37,7 +37,7 @@ def distill(config: Mapping, run_dir: Path) -> dict:
         precision.prepare_machine()
         model, start = config["student"]["model"], None
         if config["student"]["classifier"] == "teacher":
-            classifier = models.classifier(checkpoint.load(sources[0], "float32"))
+            classifier = models.classifier(checkpoint.load(sources[0], "float32")).get_weights()
             model = {**model, "projection_units": len(classifier[0])}
             weights = depends["teacher_weights"]
             start = Start({"classifier": weights}, lambda made: made.get_layer("classifier").set_weights(classifier))

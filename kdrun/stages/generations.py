@@ -50,9 +50,9 @@ def _tested(run_dir: Path) -> dict:
 
 
 def _ensemble(found: list[Path]) -> dict:
-    probabilities = 0.0
+    logits = []
     for path in found:
         with np.load(path / "predictions" / "test.npz", allow_pickle=False) as saved:
             labels = saved["labels"]
-            probabilities = probabilities + np.exp(metrics.log_softmax(saved["logits"])) / len(found)
-    return metrics.evaluate(np.log(np.maximum(probabilities, 1e-300)), labels)
+            logits.append(saved["logits"])
+    return metrics.evaluate(metrics.ensemble(logits), labels)

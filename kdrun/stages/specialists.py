@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import runs
-from kdrun.data import datasets
+from kdrun import models, runs
+from kdrun.data import batches, datasets
 from kdrun.errors import InputError
 from kdrun.recording import recording
 from kdrun.registry import register
@@ -21,7 +21,6 @@ from kdrun.training.inference import compiled_inference, logits
 log = logging.getLogger(__name__)
 
 _ROUNDS = 200  # of expectation and maximisation, at most
-_SUBSET = 5  # a stream of random numbers beside those of data.batches and data.datasets
 
 
 @register("stage", "specialists")
@@ -76,11 +75,15 @@ def specialist(config: Mapping, run_dir: Path) -> dict:
     weights = checkpoint.weights_of(generalist)
     depends = runs.identity(config, "specialist", whole.sha256, [weights])
     with recording(run_dir, config, depends, seed=seed, dataset_sha256=whole.sha256) as record:
-        begins = checkpoint.load(generalist, "float32").get_weights()
-        kernel, bias = (_with_dustbin(array, classes) for array in begins[-2:])
+        network = checkpoint.load(generalist, "float32")
+        begins = {layer.name: layer.get_weights() for layer in network.layers}
+        begins[models.classifier(network).name] = [
+            _with_dustbin(array, classes) for array in models.classifier(network).get_weights()
+        ]
 
         def begin(model) -> None:
-            model.set_weights([*begins[:-2], kernel, bias])
+            for name, weights_of_layer in begins.items():
+                model.get_layer(name).set_weights(weights_of_layer)
 
         start = Start({"generalist": weights, "classes": classes, "seed": seed}, begin)  # which draws the others
         results = train_network(config, run_dir, record, dataset, theirs["model"], seed, start=start)
@@ -161,7 +164,7 @@ def _tested(run_dir: Path) -> dict:
 def _specialised(dataset: datasets.Dataset, classes: Sequence[int], seed: int) -> datasets.Dataset:
     """The dataset as one of `classes` by their place, all others being one more class; of these, training and
     validation have no more images than of the classes."""
-    random = np.random.default_rng([seed, 0, _SUBSET])
+    random = np.random.default_rng([seed, 0, batches.OTHERS])
 
     def relabelled(split: datasets.Split, balanced: bool) -> datasets.Split:
         places = np.full(dataset.num_classes, len(classes), np.int32)

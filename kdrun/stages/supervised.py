@@ -100,20 +100,7 @@ def train_network(
         OmegaConf.to_yaml(config),
         _hyperparameters(config, seed),
     ) as monitor:
-        trainable = sum(v.shape.num_elements() for v in network.model.trainable_variables)
-        record |= {
-            "model": model_keys,
-            "image_shape": image_shape,
-            "num_classes": dataset.num_classes,
-            "precision": policy,
-            "multiply_adds": models.multiply_adds(network.model),
-            "parameters": {
-                "total": network.model.count_params(),
-                "trainable": trainable,
-                # trained beside the network, and no part of it
-                "objectives": sum(v.shape.num_elements() for v in network.learned.trainable_variables),
-            },
-        }
+        record |= {"model": model_keys, "image_shape": image_shape, "precision": policy, **_described(network)}
         log.info(
             "%s: %s, %s parameters, %s, %d epochs of %d steps of %d images -> %s",
             stage,
@@ -125,7 +112,6 @@ def train_network(
             settings.batch_size,
             run_dir,
         )
-        record["room_needed"] = 3 * state.size(network)  # the last two training states, and the next one beside them
         update(run_dir, record)
         save_every = 60 * config["checkpoint"]["every_minutes"]
         results = loop.train(network, dataset, settings, run_dir, monitor, save_every)
@@ -139,14 +125,30 @@ def train_network(
         record["results"] = results
         record["files"] = {name: files.sha256(run_dir / name) for name in FILES}
     log.info(
-        "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (best by validation), %.4f (last)",
+        "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (%s), %.4f (last)",
         stage,
         results["seconds_to_first_step"],
         f"{results['images_per_second']:,.0f}",
         results["test"]["best"]["accuracy"],
+        "best by validation" if settings.held_out else "validation was trained on",
         results["test"]["last"]["accuracy"],
     )
     return results
+
+
+def _described(network: Network) -> dict:
+    """What a run's record says of its network."""
+    return {
+        "num_classes": network.model.output.shape[-1],
+        "multiply_adds": models.multiply_adds(network.model),
+        "parameters": {
+            "total": network.model.count_params(),
+            "trainable": sum(v.shape.num_elements() for v in network.model.trainable_variables),
+            # trained beside the network, and no part of it
+            "objectives": sum(v.shape.num_elements() for v in network.learned.trainable_variables),
+        },
+        "room_needed": 3 * state.size(network),  # the last two training states, and the next one beside them
+    }
 
 
 def _peers(network: Network, config: Mapping, dataset: datasets.Dataset, run_dir: Path) -> list[dict]:

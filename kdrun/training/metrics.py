@@ -1,5 +1,7 @@
 """What is measured on a whole split, from logits [n, classes] in float64."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -8,6 +10,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     logits = np.asarray(logits, np.float64)
     logits = logits - logits.max(axis=1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def ensemble(logits: Sequence[np.ndarray]) -> np.ndarray:
+    """Logarithm of the mean of several networks' probabilities, from the logits of each; float64 [n, classes]."""
+    return np.logaddexp.reduce([log_softmax(each) for each in logits]) - np.log(len(logits))
 
 
 def evaluate(logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray | None = None) -> dict[str, float]:

@@ -129,59 +129,66 @@ def temperatures(outputs: Path) -> Found | None:
     found = sweep(outputs, "paper_temperatures")
     if not found:
         return None
-    curves, said, holds = {}, [], []
+    curves: dict[int, dict[float, list[float]]] = {}
     for each in found:
         units = each["config"]["student"]["model"]["hidden_units"][0]
         curves.setdefault(units, {}).setdefault(each["config"]["temperature"], []).append(errors([each["distill"]])[0])
+    said, holds = [], []
     for units, curve in sorted(curves.items(), reverse=True):
         mean = {temperature: np.mean(values) for temperature, values in sorted(curve.items())}
         best = min(mean, key=mean.get)
         listed = ", ".join(f"{temperature:g}: {spread(curve[temperature])}" for temperature in mean)
-        said.append(f"{units} units, errors by T: {listed}; best {best:g}")
         if units <= 30:
-            holds.append(2.5 <= best <= 4)
+            claim, held = "2.5 to 4 best", 2.5 <= best <= 4
         else:
             above = [mean[temperature] for temperature in mean if temperature >= 8]
             deviation = np.mean([np.std(curve[temperature], ddof=1) for temperature in mean if temperature >= 8])
-            holds.append(max(above) - min(above) <= 2 * deviation)
+            claim, held = "T ≥ 8 alike, within two deviations", max(above) - min(above) <= 2 * deviation
+        holds.append(bool(held))
+        said.append(f"{units} units, errors by T: {listed}; best {best:g}; {claim}: {'holds' if held else 'does not'}")
+    draw("temperatures", {f"{units} units a layer": curves[units] for units in sorted(curves)}, "test errors of 10,000")
+    verdict = "reproduced" if all(holds) else "not reproduced" if not any(holds) else "one claim of two reproduced"
+    return Found("; ".join(said), seeds(found), verdict, found)
+
+
+def draw(name: str, curves: Mapping[str, Mapping[float, Sequence[float]]], ylabel: str, xlabel: str = "temperature"):
+    """Means and bands of a standard deviation into docs/figures."""
     figure = Figure((7, 4), layout="constrained")
     axes = figure.subplots()
-    for units, curve in sorted(curves.items()):
+    for label, curve in curves.items():
         at = sorted(curve)
         mean, std = (np.array([f(curve[temperature]) for temperature in at]) for f in (np.mean, np.std))
-        axes.plot(at, mean, marker="o", label=f"{units} units a layer")
+        axes.plot(at, mean, marker="o", label=label)
         axes.fill_between(at, mean - std, mean + std, alpha=0.2)
-    axes.set(
-        xscale="log",
-        xlabel="temperature",
-        ylabel="test errors of 10,000",
-        xticks=at,
-        xticklabels=map("{:g}".format, at),
-    )
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, xticks=at, xticklabels=map("{:g}".format, at))
     axes.minorticks_off()
     axes.legend()
-    figure.savefig(DOCS / "figures" / "paper_temperatures.png", dpi=120)
-    return Found("; ".join(said), seeds(found), "reproduced" if all(holds) else "not reproduced", found)
+    figure.savefig(DOCS / "figures" / f"paper_{name}.png", dpi=120)
 
 
 def logit_matching(outputs: Path) -> Found | None:
-    by_seed = {
-        each["seed"] if "seed" in each else each["config"]["seed"]: each for each in sweep(outputs, "paper_logit_mse")
-    }
-    found = sweep(outputs, "paper_logit_matching")
-    apart: dict[float, list[float]] = {}
-    for each in found:
-        other = by_seed.get(each["config"]["seed"])
-        if other:
-            z, v = (centred(one["distill"]["path"]) for one in (each, other))
-            apart.setdefault(each["config"]["temperature"], []).append(float(np.sqrt(np.mean((z - v) ** 2))))
-    if not apart:
+    matched = {each["config"]["seed"]: each["distill"] for each in sweep(outputs, "paper_logit_mse")}
+    found = [each for each in sweep(outputs, "paper_logit_matching") if each["config"]["seed"] in matched]
+    if not found:
         return None
+    apart: dict[float, list[float]] = {}
+    wrong: dict[float, list[float]] = {}
+    for each in found:
+        temperature = each["config"]["temperature"]
+        z, v = (centred(one["path"]) for one in (each["distill"], matched[each["config"]["seed"]]))
+        apart.setdefault(temperature, []).append(float(np.sqrt(np.mean((z - v) ** 2))))
+        wrong.setdefault(temperature, []).append(errors([each["distill"]])[0])
+    listed = ", ".join(
+        f"{temperature:g}: {spread(apart[temperature], '.3f')} ({spread(wrong[temperature])})"
+        for temperature in sorted(apart)
+    )
+    said = (
+        f"distance (root mean square) of test logits from those of logit_mse, and errors, by T: {listed}; "
+        f"errors of logit_mse: {spread(errors(list(matched.values())))}"
+    )
+    draw("logit_matching", {"kd": apart}, "distance of test logits from logit_mse's")
     mean = [np.mean(apart[temperature]) for temperature in sorted(apart)]
-    said = ", ".join(f"{temperature:g}: {spread(apart[temperature], '.3f')}" for temperature in sorted(apart))
-    verdict = "reproduced" if np.all(np.diff(mean) < 0) else "not reproduced"
-    said = f"root mean square distance of test logits from those of logit_mse, by T: {said}"
-    return Found(said, len(apart[min(apart)]), verdict, found)
+    return Found(said, seeds(found), "reproduced" if np.all(np.diff(mean) < 0) else "not reproduced", found)
 
 
 def centred(run_dir: Path) -> np.ndarray:
@@ -249,16 +256,22 @@ def keras_example(outputs: Path) -> Found | None:
     found = sweep(outputs, "paper_keras")
     if not found:
         return None
-    rows: dict[str, dict[Path, float]] = {}
+    curves: dict[str, dict[int, dict[Path, float]]] = {}
     for each in found:
-        objective = each["config"]["objective"]["kd"]
-        scaled = "T²" if objective["scale_by_temperature_squared"] else "no T²"
+        scaled = "T²" if each["config"]["objective"]["kd"]["scale_by_temperature_squared"] else "no T²"
         for stage in ("teacher", "student", "distill"):
             name = {"distill": f"distilled, {scaled}", "student": "alone"}.get(stage, stage)
-            key = f"{name}, {each[stage]['config'][stage]['epochs']} epochs"
+            epochs = each[stage]["config"][stage]["epochs"]
             accuracy = 100 * each[stage]["results"]["test"]["best"]["accuracy"]
-            rows.setdefault(key, {})[each[stage]["path"]] = accuracy  # a run that several pipelines took counts once
-    said = ", ".join(f"{name} {spread(list(values.values()), '.2f')} %" for name, values in rows.items())
+            # by path: a run that several pipelines took counts once
+            curves.setdefault(name, {}).setdefault(epochs, {})[each[stage]["path"]] = accuracy
+    listed = {name: {epochs: list(of.values()) for epochs, of in curve.items()} for name, curve in curves.items()}
+    said = ", ".join(
+        f"{name}, {epochs} epochs {spread(values, '.2f')} %"
+        for name, curve in listed.items()
+        for epochs, values in sorted(curve.items())
+    )
+    draw("keras_example", listed, "test accuracy, %", "epochs")
     return Found(said, seeds(found), "see the numbers", found)
 
 
@@ -287,14 +300,15 @@ def commands(records: Sequence[Mapping]) -> str:
 
 def main() -> None:
     outputs = Path(sys.argv[1])
-    lines = [BEGIN, "", "| preset | paper | here | n | verdict | in all runs' commands | commit | minutes |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    head = ["preset", "paper", "here", "n", "verdict", "in all runs' commands", "commit", "machine", "minutes"]
+    lines = [BEGIN, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, paper, measure in EXPERIMENTS:
         found = measure(outputs)
         if found is None:
-            lines.append(f"| `paper/{name}` | {paper} | not run yet | | | | | |")
+            lines.append(f"| `paper/{name}` | {paper} | not run yet | | | | | | |")
             continue
         commits = ", ".join(sorted({short(str(record.get("git_commit"))) for record in found.records}))
+        machines = {"{cpus} cores, {machine}".format(**record["host"]) for record in found.records}
         took: dict[Path, float] = {}
         for record in found.records:
             took |= seconds(record)
@@ -302,7 +316,7 @@ def main() -> None:
         verdict = found.verdict + (" (too few seeds to say)" if found.n < _SEEDS else "")
         lines.append(
             f"| `paper/{name}` | {paper} | {found.ours} | {found.n} | {verdict} | {commands(found.records)} | "
-            f"{commits} | {minutes:.0f} |"
+            f"{commits} | {', '.join(sorted(machines))} | {minutes:.0f} |"
         )
     text = (DOCS / "results.md").read_text()
     before, _, rest = text.partition(BEGIN)

@@ -119,6 +119,12 @@ def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Check
     runs.check_below("hydra.sweep.dir", folder, values["outputs"])
     own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
     own += [preset for choice in choices for preset in _presets(choice, overrides)]
+    role = runs.role_of(values["stage"])
+    if choices[1] == "optuna" and values[role]["train_on_validation"]:
+        raise InputError(
+            f"A search minimises the validation cross-entropy, which means nothing where {role}.train_on_validation "
+            f"is true. Add {role}.train_on_validation=false."
+        )
     parsed = OverridesParser.create().parse_overrides(overrides)
     if choices[1] == "optuna" and not any(override.is_sweep_override() for override in parsed):
         own += SEARCHED

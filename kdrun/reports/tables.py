@@ -9,6 +9,7 @@ from rich.table import Table
 
 log = logging.getLogger(__name__)
 
+_WHICH = "Test set: weights best by validation (where not trained on)"
 NAMES = {"teacher": "teacher", "student": "student alone", "distill": "distilled student"}
 
 
@@ -16,7 +17,7 @@ def comparison(rows: Sequence[Mapping]) -> None:
     """Log the table that a pipeline ends with; best by validation first, the last epoch's accuracy beside it."""
     count = rows[0]["test"]["count"]
     table = Table(
-        title="Test set: weights best by validation (last: after the last epoch); agreement with the teacher",
+        title=f"{_WHICH}; last: after the last epoch; agreement with the teacher",
         title_justify="left",
     )
     table.add_column("", no_wrap=True)
@@ -52,7 +53,7 @@ def comparison(rows: Sequence[Mapping]) -> None:
 
 def networks(rows: Sequence[Mapping]) -> None:
     """Log networks' test metrics, and those of several together, whose `run` is empty."""
-    table = Table(title="Test set: weights best by validation", title_justify="left")
+    table = Table(title=_WHICH, title_justify="left")
     for number, heading in enumerate(("", "accuracy", f"errors of {rows[0]['test']['count']:,}", "cross-entropy")):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in rows:

@@ -256,7 +256,7 @@ def test_more_than_one_process(launcher, swept, tmp_path):
     assert len(list((tmp_path / ".cache/teachers").glob("*/manifest.json"))) == 1
 
 
-def test_a_search_goes_on_where_it_was(swept, tmp_path):
+def test_a_search_goes_on_where_it_was(swept, tmp_path, capsys):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
     (teacher,) = swept.glob("teacher/*")
     command = [
@@ -272,6 +272,8 @@ def test_a_search_goes_on_where_it_was(swept, tmp_path):
         assert main([*command, f"hydra.sweeper.n_trials={trials}", f"outputs={tmp_path}"]) == 0
     found = jobs(tmp_path / "sweeps/search")
     assert len(found) == 3
+    assert main([*command, "student.train_on_validation=true", f"outputs={tmp_path}"]) == 2
+    assert "Add student.train_on_validation=false" in capsys.readouterr().err
     import optuna
 
     study = optuna.load_study("kdrun", f"sqlite:///{tmp_path}/sweeps/search/optuna.db")

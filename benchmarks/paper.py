@@ -6,6 +6,7 @@ Reads the sweeps that the presets in conf/experiment/paper name in their first l
 had, and the runs of stage=adjust_bias. What was not run is said to be so.
 """
 
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -184,19 +185,26 @@ def logit_matching(outputs: Path) -> Found | None:
     for each in found:
         temperature = each["config"]["temperature"]
         z, v = (centred(one["path"]) for one in (each["distill"], matched[each["config"]["seed"]]))
-        apart.setdefault(temperature, []).append(float(np.sqrt(np.mean((z - v) ** 2))))
+        apart.setdefault(temperature, []).append(distance(z, v))
         wrong.setdefault(temperature, []).append(errors([each["distill"]])[0])
     listed = ", ".join(
         f"{temperature:g}: {spread(apart[temperature], '.3f')} ({spread(wrong[temperature])})"
         for temperature in sorted(apart)
     )
+    pairs = itertools.combinations([centred(each["path"]) for each in matched.values()], 2)
     said = (
         f"distance (root mean square) of test logits from those of logit_mse, and errors, by T: {listed}; "
-        f"errors of logit_mse: {spread(errors(list(matched.values())))}"
+        f"errors of logit_mse: {spread(errors(list(matched.values())))}; its seeds' distance from each other: "
+        f"{spread([distance(z, v) for z, v in pairs], '.3f')}"
     )
     draw("logit_matching", [{"kd": apart}], "distance of test logits from logit_mse's", "temperature")
     mean = [np.mean(apart[temperature]) for temperature in sorted(apart)]
     return Found(said, seeds(found), "reproduced" if np.all(np.diff(mean) < 0) else "not reproduced", found)
+
+
+def distance(z: np.ndarray, v: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean((z - v) ** 2)))
 
 
 def centred(run_dir: Path) -> np.ndarray:

@@ -139,7 +139,7 @@ def temperatures(outputs: Path) -> Found | None:
     found = []
     for units, records in of_units.items():
         for each in records:
-            if each["config"]["student"]["model"]["hidden_units"][0] == units:
+            if each["config"]["student"]["model"]["hidden_units"][0] == units:  # a sweep may hold other sizes, too
                 wrong = errors([each["distill"]])[0]
                 curves.setdefault(units, {}).setdefault(each["config"]["temperature"], []).append(wrong)
                 found.append(each)

@@ -1,9 +1,11 @@
 """The command line: compose the config, check it, and only then load TensorFlow and run the stage."""
 
+import argparse
 import os
+import shutil
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -16,9 +18,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kdrun import gpus, resuming, sweeps
+from kdrun import __version__, gpus, resuming, sweeps
 from kdrun.errors import KdrunError
-from kdrun.overrides import Checked, checked, config_dir, explained, help_text, plain
+from kdrun.explaining import config_dir, explained, readable, unknown_flag
+from kdrun.overrides import Checked, checked, help_text, plain
 from kdrun.training import stopping
 
 WITHOUT_TENSORFLOW = ("compare",)
@@ -27,31 +30,13 @@ WITHOUT_TENSORFLOW = ("compare",)
 def main(arguments: list[str] | None = None) -> int:
     """Run kdrun with command-line arguments (sys.argv's by default); returns the exit code (see errors.py)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if {"--help", "-h"} & set(arguments):
-        print(help_text())  # without Hydra, which composes a config for it
+    # without Hydra, which composes a config for the one, and says its own version
+    if answer := help_text() if {"--help", "-h"} & set(arguments) else _version(arguments):
+        print(answer)
         return 0
-    full_error = {"HYDRA_FULL_ERROR": "1"}  # Hydra raises its errors instead of printing them and exiting with 1
     try:
-        with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
-            options, known = get_args_parser().parse_args(arguments), Checked([])
-            if not (options.hydra_help or options.cfg or options.info or options.shell_completion):
-                known = checked(options)
-                # beside the other overrides: argparse takes them in one piece only
-                last = max((place for place, word in enumerate(sys.argv) if word in options.overrides), default=0)
-                sys.argv[last + 1 : last + 1] = known.overrides
-            failures: list[KdrunError] = []
-            job = _job_of(failures, known)
-            try:
-                # a stage listens by itself; between a sweep's jobs a signal is to be heard, too
-                with stopping.on_signals() if known.sweep else nullcontext():
-                    hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
-            finally:
-                all_done = known.sweep is None or _shown(known.sweep)
-        if not all_done:
-            return 1
-        if failures:
-            raise failures[0]
-        return 0
+        with stopping.at_once():
+            return _run(arguments)
     except resuming.Completed as done:
         print(f"kdrun: {done}")
         return 0
@@ -71,6 +56,60 @@ def main(arguments: list[str] | None = None) -> int:
         GlobalHydra.instance().clear()
 
 
+def _version(arguments: list[str]) -> str:
+    return f"kdrun {__version__}" if "--version" in arguments else ""
+
+
+def _run(arguments: list[str]) -> int:
+    """Check a command line, have Hydra call its jobs, and show what came of them; returns the exit code."""
+    options = _options(arguments)
+    arguments = [readable(word, options.multirun) if word in options.overrides else word for word in arguments]
+    options.overrides = [readable(word, options.multirun) for word in options.overrides]
+    known = Checked([])
+    if not (options.hydra_help or options.cfg or options.info or options.shell_completion):
+        known = checked(options)
+        # beside the other overrides: argparse takes them in one piece only
+        last = max((place for place, word in enumerate(arguments) if word in options.overrides), default=-1)
+        arguments[last + 1 : last + 1] = known.overrides
+    failures: list[KdrunError] = []
+    full_error = {"HYDRA_FULL_ERROR": "1"}  # Hydra raises its errors instead of printing them and exiting with 1
+    try:
+        with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
+            job = _job_of(failures, known)
+            hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
+    except ValueError:
+        # a search of which no trial was completed has no best one, for which its sweeper has a traceback
+        if known.sweep is None or sweeps.done(known.sweep)["completed"]:
+            raise
+    finally:
+        _remove_unbegun(known.made)
+        all_done = known.sweep is None or _shown(known.sweep)
+    if not all_done:
+        return 1
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = get_args_parser()
+
+    def refuse(message: str):
+        raise unknown_flag(message)
+
+    parser.error = refuse  # argparse would print its usage and end the process
+    return parser.parse_args(arguments)
+
+
+def _remove_unbegun(run_dir: Path | None) -> None:
+    """Take away the directory of a run that did not get as far as a record: nothing of it is worth keeping."""
+    if run_dir and not (run_dir / "run.json").exists():
+        shutil.rmtree(run_dir, ignore_errors=True)
+        for parent in (run_dir.parent, run_dir.parent.parent):
+            with suppress(OSError):  # it holds something else
+                parent.rmdir()
+
+
 def _job_of(failures: list[KdrunError], known: Checked):
     """The function that Hydra calls for every job, perhaps in another process; what it needs to know comes along."""
 
@@ -82,7 +121,7 @@ def _job_of(failures: list[KdrunError], known: Checked):
         if known.sweep:
             if HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":
                 gpus.pin(HydraConfig.get().job.num)  # this process is one of several
-            run_dir = sweeps.job_dir(known.sweep, given, HydraConfig.get().overrides.task)
+            run_dir = sweeps.job_dir(known.sweep, given, HydraConfig.get().overrides.task, _identity(given))
             number = HydraConfig.get().job.num + 1
             results = sweeps.run(
                 known.sweep, number, run_dir, given, lambda: _job({**given, "resume": "auto"}, run_dir)
@@ -103,10 +142,20 @@ def _job(given: dict, run_dir: Path) -> dict:
     values = config.check(given, given)  # a sweep's combination of values is seen here for the first time
     fitting.check(values, HydraConfig.get().overrides.task)
     if values["stage"] not in WITHOUT_TENSORFLOW:
-        startup.load_tensorflow()
+        startup.load_tensorflow(resuming.threads(run_dir, values))
     from kdrun import stages
 
     return stages.run(values, run_dir)
+
+
+def _identity(given: dict) -> dict | None:
+    """What a job's result depends on; None where that cannot be said, because it will fail."""
+    from kdrun import config
+
+    try:
+        return resuming.identity(config.check(given, given))
+    except KdrunError:
+        return None
 
 
 def _objective(results: dict | None) -> float:

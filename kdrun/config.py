@@ -4,9 +4,10 @@ Errors are InputErrors of one line: what, what was given, what is allowed. They 
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 from kdrun.errors import InputError
@@ -79,9 +80,44 @@ def numbers(low: float) -> Rule:
     return check
 
 
+def temperatures(key: str, given: Any) -> list[float]:
+    """A list of temperatures."""
+    if not isinstance(given, list):
+        raise _refused(key, given, "a list of temperatures", "[2,3]")
+    return [temperature(key, one) for one in given]
+
+
 def optional(rule: Rule) -> Rule:
     """What another rule allows, or null."""
     return lambda key, given: None if given is None else rule(key, given)
+
+
+def auto_or(rule: Rule) -> Rule:
+    """What another rule allows, or auto."""
+    return lambda key, given: given if given == "auto" else rule(key, given)
+
+
+def temperature(key: str, given: Any) -> float:
+    """A temperature: float32 has no digits left for softer probabilities, or harder ones."""
+    hint = " Matching logits is the limit for T to infinity: objective=logit_mse." if _above(given, 1e6) else ""
+    try:
+        return number(1e-6, 1e6)(key, given)
+    except InputError as error:
+        raise InputError(f"{error}{hint}") from error
+
+
+def _above(given: Any, limit: float) -> bool:
+    return isinstance(given, int | float) and given > limit
+
+
+def path(key: str, given: Any) -> str:
+    """The name of a file or folder; `~/` is the user's own folder."""
+    return os.path.expanduser(text(key, given))
+
+
+def paths(key: str, given: Any) -> str | list[str]:
+    """The name of a file or folder, or a list of some."""
+    return [path(key, one) for one in given] if isinstance(given, list) and given else path(key, given)
 
 
 def boolean(key: str, given: Any) -> bool:
@@ -95,13 +131,6 @@ def text(key: str, given: Any) -> str:
     """A text that is not empty."""
     if not isinstance(given, str) or not given:
         raise _refused(key, given, "a text, not empty")
-    return given
-
-
-def texts(key: str, given: Any) -> str | list[str]:
-    """A text, or a list of some, none of them empty."""
-    for one in given if isinstance(given, list) and given else [given]:
-        text(key, one)
     return given
 
 
@@ -142,6 +171,7 @@ def one_of(*names: str) -> Rule:
 # that somebody added, say) must be of its default's type.
 RULES: dict[str, Rule] = {
     "seed": integer(0, 2**31 - 1),
+    "threads": auto_or(integer(1, 1024)),
     "epochs": integer(1),
     "generations": integer(1, 100),
     "mixup": number(0),
@@ -149,32 +179,33 @@ RULES: dict[str, Rule] = {
     "batch_size": integer(1),
     "evaluation_batch_size": integer(1),
     "inference_batch_size": integer(1),
-    "temperature": number(0, low_included=False),
-    "temperature_end": optional(number(0, low_included=False)),
+    "temperature": temperature,
+    "temperature_end": optional(temperature),
     "alpha": number(0, 1),
     "alpha_end": optional(number(0, 1)),
     "alpha_warmup_epochs": number(0),
     "annealing": one_of("linear", "cosine"),
     "precision": one_of("auto", "float32", "mixed_bfloat16", "mixed_float16"),
-    "outputs": text,
+    "outputs": path,
     "reuse": boolean,
-    "resume": optional(text),
+    "resume": optional(path),
     "every_minutes": number(0, low_included=False),
     "cache": switch,
-    "cache_dir": text,
+    "cache_dir": path,
     "clusters": integer(2),
     "clear": boolean,
     "yes": boolean,
-    "run": texts,
+    "run": paths,
+    "overlap": one_of("refuse", "allow"),
     "combine": one_of("probabilities", "logits"),
     "weights": optional(numbers(0)),
-    "logits": optional(text),
+    "logits": optional(path),
     "shuffle": one_of("none", "within_class", "all"),
     "cache_features": boolean,
     "classifier": one_of("own", "teacher"),
-    "runs": texts,
+    "runs": paths,
     "sweep": folder_name,
-    "path": text,
+    "path": path,
     "image_size": integer(1, 4096),
     "validation_size": integer(1),
     "train_size": integer(1, optional=True),
@@ -214,7 +245,7 @@ RULES: dict[str, Rule] = {
     "non_target_weight": number(0),
     "inter_weight": number(0),
     "intra_weight": number(0),
-    "temperatures": numbers(0),
+    "temperatures": temperatures,
     "batch_weight": number(0),
     "class_weight": number(0),
     "smoothing": number(0, 1),
@@ -227,7 +258,7 @@ RULES: dict[str, Rule] = {
     "dimensions": integer(1),
     "negatives": integer(1),
     "contrastive_temperature": number(0, low_included=False),
-    "module": text,
+    "module": path,
     "histograms": boolean,
     "measure_latency": boolean,
 }
@@ -253,14 +284,29 @@ def check(given: Mapping, reference: Mapping) -> dict:
 
 def unknown_key(key: str, known: Mapping) -> InputError:
     """The error for a key that is not there, with the nearest ones that are."""
-    # the same word in another place (student.alpha -> alpha), or a word like it
-    near = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
-    near = near or get_close_matches(key, known, 3, 0.6) or get_close_matches(key.split(".")[-1], known, 3, 0.6)
-    near = near or [k for k in known if k.startswith(f"{key}.")][:3]
+    near = _nearest(key, known) or [k for k in known if k.startswith(f"{key}.")][:3]
     hint = f"Did you mean {', '.join(near)}?" if near else "See kdrun --cfg job for every key."
     if key == "objective.module":
         hint = "It goes with objective=own. Add that."
     return InputError(f"{key}: there is no such key. {hint}")
+
+
+def _nearest(key: str, known: Mapping) -> list[str]:
+    """Keys that may be meant: the same word in another place (student.alpha -> alpha), its letters (lr ->
+    optimizer.learning_rate), or what is most like it, as a whole or by its last word; three at most."""
+    word = key.split(".")[-1]
+    of_word = [k for k in known if k.split(".")[-1] == word]
+    of_word = of_word or [k for k in known if "".join(part[:1] for part in k.split(".")[-1].split("_")) == word]
+    if of_word:
+        return of_word[:3]
+    likeness = {k: max(_likeness(key, k), _likeness(word, k.split(".")[-1])) for k in known}
+    best = max(likeness.values(), default=0.0)
+    near = sorted((k for k in known if likeness[k] >= max(0.6, best - 0.1)), key=lambda k: (-likeness[k], len(k)))
+    return near[:3]
+
+
+def _likeness(word: str, other: str) -> float:
+    return SequenceMatcher(None, word, other).ratio()
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

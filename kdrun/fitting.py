@@ -7,8 +7,9 @@ from kdrun import models, runs
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
 from kdrun.objectives import choosing
-from kdrun.teachers import cache, checkpoint, file
+from kdrun.teachers import cache, checkpoint, file, overlap
 
+OF_RUN = "of_run"  # the data of stages that take a run's
 # what stages of several parts train
 _ROLES = {
     "pipeline": runs.TRAINING,
@@ -25,12 +26,20 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     stage = config["stage"]
     if stage == "cache" and config["cache"]["clear"]:
         pass  # about what is there, whatever it was made from
+    elif stage == "compare":
+        runs.found(config["runs"])
     elif stage in ("evaluate", "adjust_bias"):
         record = _taken(config["run"])
-        _check_sizes(record["config"]["data"])
-        dataset = datasets.load(record["config"]["data"])
+        if stage == "evaluate" and config["data"]["name"] != OF_RUN:
+            _check_other_data(config["data"], record, overrides)
+        else:
+            _check_own_data(config["data"], stage, overrides)
+            _check_sizes(record["config"]["data"])
+            dataset = datasets.load(record["config"]["data"])
         if stage == "adjust_bias":
             _check_adjusted(config, record, dataset)
+    elif config["data"]["name"] == OF_RUN:
+        raise InputError(f"data={OF_RUN} is for stage=evaluate and stage=adjust_bias. Give data, data=mnist or others.")
     else:
         _check_sizes(config["data"])
         students = runs.seen(config, "distill")
@@ -66,11 +75,44 @@ def _check_sizes(data: Mapping) -> None:
             f"data.validation_size={data['validation_size']} leaves no training images: {data['name']} has "
             f"{shapes.train[0]}. It must be below {shapes.train[0]}."
         )
-    for key, most in (("train_size", rest), ("test_size", shapes.test[0])):
-        if data[key] is not None and data[key] > most:
-            raise InputError(
-                f"data.{key}={data[key]} is more than there are: {most}. Give at most {most}, or null for all."
-            )
+    _check_size("train_size", data["train_size"], rest)
+    _check_size("test_size", data["test_size"], shapes.test[0])
+
+
+def _check_size(key: str, size: int | None, most: int) -> None:
+    if size is not None and size > most:
+        raise InputError(f"data.{key}={size} is more than there are: {most}. Give at most {most}, or null for all.")
+
+
+def _check_own_data(data: Mapping, stage: str, overrides: Sequence[str]) -> None:
+    """Raises InputError where a stage that takes a run's data was given other data, or keys of none."""
+    if data["name"] != OF_RUN:
+        raise InputError(f"data={data['name']}: stage={stage} takes the data of the run. Leave it out.")
+    for word in overrides:
+        if word.lstrip("+~").startswith("data."):
+            hint = " Name other data with it: data=mnist or the like." if stage == "evaluate" else " Leave it out."
+            raise InputError(f"{word}: stage={stage} takes the data of the run as they are.{hint}")
+
+
+def _check_other_data(data: Mapping, record: Mapping, overrides: Sequence[str]) -> None:
+    """Raises InputError where a run's network cannot be measured on these data."""
+    theirs, shapes = record["config"]["data"], datasets.shapes(data)
+    _check_size("test_size", data["test_size"], shapes.test[0])
+    sized = [word for word in overrides if word.lstrip("+~").startswith("data.image_size=")]
+    if sized and data["image_size"] != theirs["image_size"]:
+        raise InputError(f"{sized[0]}: the run's network sees images of {theirs['image_size']} pixels. Leave it out.")
+    channels = shapes.test[3] if len(shapes.test) == 4 else 1
+    if channels != record["image_shape"][2]:
+        raise InputError(
+            f"data={data['name']}: its images have {channels} channel(s), and the run's network sees "
+            f"{record['image_shape'][2]}. Give images like those that it was trained on."
+        )
+    labels = datasets.load({**data, **runs.ALL_IMAGES}).test.labels
+    if int(labels.max()) >= record["num_classes"]:
+        raise InputError(
+            f"data={data['name']}: its labels go up to {labels.max()}, and the run's network tells "
+            f"{record['num_classes']} classes apart. Give data with the same classes."
+        )
 
 
 def _check_classes(data: Mapping, num_classes: int) -> None:
@@ -150,6 +192,10 @@ def _check_teachers(config: Mapping, dataset: datasets.Dataset, sources: Sequenc
                 "teacher.logits holds one answer for each image, and augmentation shows others. Set data.augment to "
                 "none (jitter=0, flip=false), or give a teacher.run."
             )
+    if sources is None and config["stage"] == "pipeline":
+        overlap.check(config, overlap.configured(config), "The configured teacher")
+    for source in sources or () if not of_a_file else ():
+        overlap.check(config, overlap.trained_on(runs.read(source)), f"teacher.run: {source}")
     if (layers or config["student"]["classifier"] == "teacher") and (count != 1 or of_a_file):
         given = "a file of logits" if of_a_file else f"{count} teachers"
         raise InputError(
@@ -159,7 +205,9 @@ def _check_teachers(config: Mapping, dataset: datasets.Dataset, sources: Sequenc
     if layers:
         ours = [*models.features(config["student"]["model"])]
         ours += ["projection"] * (config["student"]["classifier"] == "teacher")
-        choosing.expanded(objective, ours, [*models.features(_teachers_model(config, sources))])
+        theirs = _teachers_model(config, sources)
+        expanded = choosing.expanded(objective, ours, [*models.features(theirs)])
+        choosing.check_kinds(expanded, models.maps(config["student"]["model"]), models.maps(theirs))
     if config["distill"]["mixup"]:
         _check_mixup(config, of_a_file)
     if teacher["shuffle"] != "none" and count and (layers or not (of_a_file or cache.wanted(config))):

@@ -10,20 +10,16 @@ from typing import NamedTuple
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 
-from kdrun import config, gpus, resuming, runs, sweeps
+from kdrun import config, gpus, hydra_keys, resuming, runs, sweeps
 from kdrun.commands import quoted
 from kdrun.errors import InputError
+from kdrun.explaining import choices as choices_of
+from kdrun.explaining import config_dir, reference, unreadable
+from kdrun.hydra_keys import EXTRAS
 from kdrun.objectives import choosing
-
-
-def config_dir() -> Path:
-    """The folder of shipped config files: inside an installed package, beside it in a checkout."""
-    installed = Path(__file__).with_name("conf")
-    return installed if installed.is_dir() else Path(__file__).parent.with_name("conf")
 
 
 def help_text() -> str:
@@ -31,9 +27,6 @@ def help_text() -> str:
     text = OmegaConf.load(config_dir() / "hydra" / "help" / "kdrun.yaml").template
     return text.replace("$$", "$").rstrip()
 
-
-# what hydra/launcher and hydra/sweeper may choose beside Hydra's own, and the extra that brings it
-EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
 
 # what a search goes over if the command line does not say
 SEARCHED = [
@@ -44,11 +37,13 @@ SEARCHED = [
 
 
 class Checked(NamedTuple):
-    """Further overrides, for the run directory; the config, where it is not the one that Hydra composes; the sweep."""
+    """Further overrides, for the run directory; the config, where it is not the one that Hydra composes; the sweep; the
+    run directory that is there because of this command."""
 
     overrides: list[str]
     config: dict | None = None
     sweep: sweeps.Sweep | None = None
+    made: Path | None = None
 
 
 def checked(options: argparse.Namespace) -> Checked:
@@ -56,57 +51,99 @@ def checked(options: argparse.Namespace) -> Checked:
 
     Raises InputError, resuming.Completed, or what Hydra raises.
     """
-    for flag in ("experimental_rerun", "config_path"):  # the one unpickles a file, the other leaves kdrun's config out
-        if getattr(options, flag):
-            raise InputError(f"--{flag.replace('_', '-')} is not for kdrun. Give overrides, or --config-dir.")
-    searched, flags, overrides = [], [], options.overrides
-    if options.config_dir:
-        if not os.path.isdir(options.config_dir):
-            raise InputError(f"--config-dir: {options.config_dir} is not a folder. Give one with config files.")
-        searched = [f"hydra.searchpath=[file://{os.path.abspath(options.config_dir)}]"]
-        flags = ["--config-dir", options.config_dir]
+    flags, searched = _config_folder(options)
+    overrides = options.overrides
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        for override in overrides:
-            if override.startswith("="):  # the one that Hydra's own reading lets pass
-                raise _unreadable(override)
-            group = config_dir() / override.partition("=")[0].partition("@")[0]
-            if override.endswith("=null") and group.is_dir():  # for which Hydra has a traceback
-                allowed = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
-                raise InputError(f"{override}: a choice cannot be null. Allowed: {allowed}. Or leave it out.")
-            if override.lstrip("+~").startswith(("hydra.sweep.subdir", "hydra.output_subdir")):
-                raise InputError(f"{override}: kdrun names these folders itself. Leave it out.")
-        for job in _jobs(overrides) if options.multirun else [overrides]:
+        for word in overrides:
+            _check_word(word)
+        identities = {}
+        for swept, job in _jobs(overrides) if options.multirun else [(None, overrides)]:
             composed = hydra.compose(options.config_name or "config", job + searched, return_hydra_config=True)
-            choices = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items()]
-            given = plain(composed)
-            if composed.hydra.runtime.choices.get("objective") is None:  # a list, which Hydra does not name there
-                choices.append(_objectives(given))
-            values = config.check(given, _reference(choices + searched))
+            values = _checked_values(composed, job, searched)
             resumes = values["resume"] not in (None, "auto")
             if resumes:
                 if options.multirun:
                     raise InputError("resume: a sweep's jobs go on with resume=auto, each with its own run.")
-                values = _resumed(values, job, searched)
+                values, growing = _resumed(values, job, searched)
             from kdrun import fitting  # reads data, with NumPy: not before the values are good
 
             fitting.check(values, flags + job)
+            if options.multirun:
+                identities.setdefault(swept, []).append(resuming.identity(values))
     if options.multirun:
+        _say_what_changes_nothing(identities, values["stage"])
         return _swept(composed, values, overrides)
     if resumes:
-        return Checked(_going_on(values["resume"]), values)
+        run_dir = resuming.grown(Path(values["resume"]), values) if growing else Path(values["resume"])
+        return Checked(_going_on(str(run_dir)), {**values, "resume": str(run_dir)})
     if values["sweep"] is not None:
         raise InputError(f"sweep={values['sweep']} is the name of a sweep. Add -m, or leave it out.")
     if any(override.startswith("hydra.run.dir=") for override in overrides):
         if values["resume"] == "auto":
             raise InputError("hydra.run.dir and resume=auto both say where to write. Leave one of them out.")
-        runs.check_below("hydra.run.dir", Path(composed.hydra.run.dir), values["outputs"])
-        runs.check_unused(Path(composed.hydra.run.dir))
-        return Checked([])
+        run_dir = Path(os.path.expanduser(composed.hydra.run.dir))
+        runs.check_below("hydra.run.dir", run_dir, values["outputs"])
+        runs.check_unused(run_dir)
+        return Checked([f"hydra.run.dir={quoted(str(run_dir))}"], made=None if run_dir.exists() else run_dir)
     found = resuming.interrupted(values) if values["resume"] == "auto" else None
     if found:
         return Checked(_going_on(str(found)))
     run_dir = runs.create(values["outputs"], values["stage"])
-    return Checked([f"hydra.run.dir={quoted(str(run_dir))}"])
+    return Checked([f"hydra.run.dir={quoted(str(run_dir))}"], made=run_dir)
+
+
+def _config_folder(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The user's own folder of configs: as flags, and as what Hydra composes with it."""
+    for flag in ("experimental_rerun", "config_path"):  # the one unpickles a file, the other leaves kdrun's config out
+        if getattr(options, flag):
+            raise InputError(f"--{flag.replace('_', '-')} is not for kdrun. Give overrides, or --config-dir.")
+    if not options.config_dir:
+        return [], []
+    if not os.path.isdir(options.config_dir):
+        raise InputError(f"--config-dir: {options.config_dir} is not a folder. Give one with config files.")
+    return ["--config-dir", options.config_dir], [f"hydra.searchpath=[file://{os.path.abspath(options.config_dir)}]"]
+
+
+def _check_word(word: str) -> None:
+    """Raises InputError, or what Hydra raises, for an override that is not to be composed."""
+    if word.startswith("="):  # the one that Hydra's own reading lets pass
+        raise unreadable(word)
+    group = word.partition("=")[0].partition("@")[0]
+    if word.endswith("=null") and (config_dir() / group).is_dir():  # for which Hydra has a traceback
+        raise InputError(f"{word}: a choice cannot be null. Allowed: {', '.join(choices_of(group))}. Or leave it out.")
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise unreadable(word) from error
+    hydra_keys.check(parsed)
+
+
+def _checked_values(composed: DictConfig, job: list[str], searched: list[str]) -> dict:
+    """A composed config's values, checked one by one."""
+    chosen = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items()]
+    given = plain(composed)
+    if composed.hydra.runtime.choices.get("objective") is None:  # a list, which Hydra does not name there
+        chosen.append(_objectives(given))
+    known = reference(chosen + searched)
+    named = {override.get_key_element().lstrip("+~") for override in OverridesParser.create().parse_overrides(job)}
+    preset = composed.hydra.runtime.choices.get("experiment")
+    for key in dict(config.flatten(given)).keys() - dict(config.flatten(known)).keys() if preset else ():
+        if not any(key == name or key.startswith(f"{name}.") for name in named):
+            said = config.unknown_key(key, dict(config.flatten(known)))
+            raise InputError(f"{said} experiment={preset} sets it: add ~{key}, or choose another preset.")
+    return config.check(given, known)
+
+
+def _say_what_changes_nothing(identities: Mapping[str | None, list[dict | None]], stage: str) -> None:
+    """Name the swept keys whose every value gives the same training as the first one."""
+    (first,) = identities.pop(None)
+    for key, of_values in identities.items():
+        if first is not None and all(each == first for each in of_values):
+            print(
+                f"kdrun: {key} changes nothing that stage={stage} depends on: its jobs will be the same training again "
+                "and again. Leave it out, unless that is what you want.",
+                flush=True,
+            )
 
 
 def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Checked:
@@ -114,8 +151,11 @@ def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Check
 
     Its jobs' own folders are ours to choose (see sweeps.job_dir), not Hydra's.
     """
+    from kdrun.teachers import checkpoint
+
     choices = [composed.hydra.runtime.choices[group] for group in ("hydra/launcher", "hydra/sweeper")]
-    folder = Path(values["outputs"]) / "sweeps" / values["sweep"] if values["sweep"] else Path(composed.hydra.sweep.dir)
+    given = Path(os.path.expanduser(composed.hydra.sweep.dir))
+    folder = Path(values["outputs"]) / "sweeps" / values["sweep"] if values["sweep"] else given
     runs.check_below("hydra.sweep.dir", folder, values["outputs"])
     own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
     own += [preset for choice in choices for preset in _presets(choice, overrides)]
@@ -126,6 +166,9 @@ def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Check
             f"is true. Add {role}.train_on_validation=false."
         )
     parsed = OverridesParser.create().parse_overrides(overrides)
+    if choices[1] == "optuna" and values["stage"] == "distill" and values["teacher"]["run"] == "auto":
+        # the teacher of this config, once: what is searched is the student's, and no trial is to look for another one
+        own += [f"teacher.run={quoted(str(teacher))}" for teacher in checkpoint.sources(values)]
     if choices[1] == "optuna" and not any(override.is_sweep_override() for override in parsed):
         own += SEARCHED
         parsed += OverridesParser.create().parse_overrides(SEARCHED)
@@ -164,10 +207,11 @@ def _going_on(run_dir: str) -> list[str]:
     return [f"hydra.run.dir={quoted(run_dir)}", "hydra.output_subdir=null"]  # which would be written over
 
 
-def _resumed(given: Mapping, overrides: list[str], searched: list[str]) -> dict:
-    """The config of the run that resume=RUN_DIR names, checked like any other."""
+def _resumed(given: Mapping, overrides: list[str], searched: list[str]) -> tuple[dict, bool]:
+    """The config of the run that resume=RUN_DIR names, checked like any other; and whether it was completed, and is to
+    go on for more epochs."""
     keys = [override.get_key_element() for override in OverridesParser.create().parse_overrides(overrides)]
-    saved = resuming.saved(given["resume"], given, keys)
+    saved, growing = resuming.saved(given["resume"], given, keys)
     try:
         names = {
             "stage": saved["stage"],
@@ -183,16 +227,19 @@ def _resumed(given: Mapping, overrides: list[str], searched: list[str]) -> dict:
         if not isinstance(name, str) or not re.fullmatch(r"\w+|\[\w+(,\w+)*\]", name):
             raise InputError(f"{given['resume']}: {group}={name!r} in its run.json cannot be. It was changed.")
     try:
-        reference = _reference([f"{group}={name}" for group, name in names.items()] + searched)
+        known = reference([f"{group}={name}" for group, name in names.items()] + searched)
     except MissingConfigException as error:
         raise InputError(
             f"{given['resume']}: {error.missing_cfg_file} is not kdrun's own. Add the --config-dir that it began with."
         ) from error
-    return config.check(saved, reference)
+    return config.check(saved, known), growing
 
 
-def _jobs(overrides: list[str]) -> list[list[str]]:
-    """Overrides of jobs in which each swept value occurs once: to check values, their combinations are not needed."""
+def _jobs(overrides: list[str]) -> list[tuple[str | None, list[str]]]:
+    """Overrides of jobs in which each swept value occurs once: to check values, their combinations are not needed.
+
+    The first job has each key's first value; of the others comes the key beside it whose value differs.
+    """
     parsed = OverridesParser.create().parse_overrides(overrides)
     fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
     sweeps = [
@@ -201,9 +248,10 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
         if o.is_discrete_sweep()
     ]
     first = [values[0] for values in sweeps]
-    jobs = [fixed + first]
+    jobs: list[tuple[str | None, list[str]]] = [(None, fixed + first)]
     for place, values in enumerate(sweeps):
-        jobs += [fixed + first[:place] + [value] + first[place + 1 :] for value in values[1:]]
+        key = values[0].partition("=")[0].lstrip("+")
+        jobs += [(key, fixed + first[:place] + [value] + first[place + 1 :]) for value in values[1:]]
     return jobs
 
 
@@ -219,47 +267,3 @@ def plain(composed: DictConfig) -> dict:
     """A composed config without Hydra's own part, resolved, as plain dictionaries."""
     hydra_left_out = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
     return OmegaConf.to_container(hydra_left_out, resolve=True, throw_on_missing=True)
-
-
-def _reference(choices: list[str]) -> dict:
-    """The config of some choices of groups with nothing else set, as it stands in the files."""
-    kept = [choice for choice in choices if not choice.startswith(("hydra/", "experiment=", "control="))]
-    return OmegaConf.to_container(hydra.compose("config", kept), resolve=False)
-
-
-def _unreadable(override: str) -> InputError:
-    return InputError(
-        f"{override}: cannot be read as an override. A command line has key=value; lists go in brackets, and quotes "
-        "around the whole word."
-    )
-
-
-def explained(error: Exception, arguments: list[str]) -> InputError:
-    """Hydra's and OmegaConf's errors in a line of our own."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, given = str(error.missing_cfg_file).rpartition("/")
-        if group in ("hydra/launcher", "hydra/sweeper") and given in EXTRAS:
-            return InputError(
-                f"{group}={given} needs more packages: in kdrun's own folder, pip install '.[{EXTRAS[given]}]'"
-            )
-        return InputError(f"{group}={given}: there is no such {group}. Allowed: {', '.join(sorted(error.options))}.")
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
-    instead = re.search(r"Could not override '([^']+)'\.\s*Did you mean to override ([^?]+)\?", str(error))
-    if instead:
-        return InputError(f"{instead[1]}: there is no such key. Did you mean {instead[2].strip()}?")
-    unknown = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)", str(error))
-    if unknown:
-        groups = [a for a in arguments if "=" in a and (config_dir() / a.split("=")[0].split("@")[0]).is_dir()]
-        try:
-            with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-                known = dict(config.flatten(_reference(groups)))
-        except HydraException:  # a second mistake, in a choice of groups
-            known = {}
-        return config.unknown_key(unknown[1], known)
-    cause = error.__cause__ or error
-    if isinstance(cause, MissingMandatoryValue):
-        key = re.search(r"[\w.]+$", str(getattr(cause, "full_key", None) or cause).strip())[0]
-        return InputError(f"{key} must be given. Write {key}=VALUE.")
-    line = " ".join(str(error).split())
-    return InputError(f"{line} See kdrun --help.")

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from kdrun import commands, files, gpus, manifest, runs
+from kdrun import __version__, code, commands, files, gpus, manifest, runs, startup
 from kdrun.config import flatten
 from kdrun.errors import Diverged, InputError, KdrunError, Stopped
 
@@ -105,6 +105,7 @@ def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mappi
         for folder in (run_dir, *(run_dir / name for name in FOLDERS)):
             files.remove_leftovers(folder)
     environment = _environment()
+    environment["threads"] = before.get("threads") or startup.threads(config.get("threads", "auto"))
     for package, found in environment["packages"].items() if before else ():
         if found != before.get("packages", {}).get(package):
             log.warning("going on with another %s, %s: bits may differ from an uninterrupted run's", package, found)
@@ -245,6 +246,7 @@ def _environment() -> dict:
     except OSError:
         commit = None
     return {
+        "kdrun": {"version": __version__, "code_sha256": code.of_package()},
         "packages": {name: version(name) for name in _PACKAGES},
         "git_commit": commit,
         "host": {

@@ -4,8 +4,10 @@ A dataset, model, optimizer, objective or stage is a function in a module of its
 name. Modules are found by looking into the package, so that a new file is all that a new entry needs.
 """
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 _PACKAGES = {
@@ -13,6 +15,7 @@ _PACKAGES = {
     "model": "kdrun.models",
     "smallest_image_size": "kdrun.models",
     "features": "kdrun.models",
+    "maps": "kdrun.models",
     "optimizer": "kdrun.training",
     "objective": "kdrun.objectives",
     "stage": "kdrun.stages",
@@ -39,3 +42,16 @@ def get(group: str, name: str) -> Callable:
             if (group, name) not in _functions:
                 import_module(f"{package.__name__}.{module}")
     return _functions[group, name]
+
+
+def file_of(group: str, name: str) -> Path | None:
+    """The file of the module that registers `name` in `group`, found without importing it; None where there is none."""
+    if (group, name) in _functions:
+        module = sys.modules.get(_functions[group, name].__module__)
+        return Path(module.__file__) if getattr(module, "__file__", None) else None
+    line = f'@register("{group}", "{name}")'
+    for folder in import_module(_PACKAGES[group]).__path__:
+        for path in sorted(Path(folder).glob("*.py")):
+            if line in path.read_text():
+                return path
+    return None

@@ -3,24 +3,29 @@
 No TensorFlow in here: runs are looked up before it is known whether anything has to be computed.
 """
 
+import glob
 import json
+import os
 import platform
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdrun import files, manifest
+from kdrun import code, files, manifest, registry
 from kdrun.errors import InputError
 
-_FORMAT = 4  # raise when the same config would no longer give the same result
+# Raise when the same config would no longer give the same result: then no run from before is reused for it. Such runs
+# can still be read, compared, evaluated and teach.
+FORMAT = 5
 TRAINING = ("teacher", "student", "distill")  # stages that train one network
 NETWORKS = (*TRAINING, "adjust_bias")  # stages that leave one which can teach, and be evaluated
 CHAINS = ("pipeline", "generations", "specialists")  # stages that consist of such
 HEARTBEAT_SECONDS = 15
+_DEPTH = 4  # folders below a given one in which runs are looked for
 # the keys of data that choose among the students' training images, as they are where all are taken
 ALL_IMAGES = {"include_classes": None, "exclude_classes": [], "train_fraction": 1.0}
 # keys of the config that only distilling depends on
@@ -56,7 +61,7 @@ def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: 
     """
     role = role_of(stage)
     depends = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "stage": stage,
         "model": config[role]["model"],
         "seed": config["teacher"]["seed"] if stage == "teacher" else config["seed"],
@@ -68,6 +73,7 @@ def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: 
         "optimizer": config["optimizer"],
         "data": {key: value for key, value in seen(config, stage)["data"].items() if key != "path"},
         "dataset_sha256": dataset_sha256,
+        "code": _code(config, stage),
     }
     if stage == "distill":
         depends |= {key: config[key] for key in DISTILLING}
@@ -81,6 +87,24 @@ def identity(config: Mapping, stage: str, dataset_sha256: str, teacher_weights: 
     if stage == "specialist":
         depends |= {"classes": config["classes"], "generalist_weights": list(teacher_weights)}
     return depends
+
+
+def _code(config: Mapping, stage: str) -> dict[str, str]:
+    """Hashes of the modules that the configured net, optimizer, data source and objectives are in.
+
+    An objective of the user's own is known by its file, which the identity has beside this.
+    """
+    used = [("model", config[role_of(stage)]["model"]["name"]), ("optimizer", config["optimizer"]["name"])]
+    used.append(("data", config["data"]["name"]))
+    objective = config["objective"] if stage == "distill" else {}
+    used += [("objective", name) for name, keys in objective.items() if isinstance(keys, Mapping)]
+    found = {f"{group}/{name}": registry.file_of(group, name) for group, name in used}
+    of_a_file = "module" in objective
+    return {
+        name: code.of_module(path)
+        for name, path in found.items()
+        if path and not (of_a_file and name.startswith("objective/") and not path.is_relative_to(Path(__file__).parent))
+    }
 
 
 def role_of(stage: str) -> str:
@@ -146,6 +170,30 @@ def _is_written(run_dir: Path, record: Mapping) -> bool:
     return silent < 10 * HEARTBEAT_SECONDS
 
 
+def found(places: str | Sequence[str]) -> list[Path]:
+    """The run directories in `places`: run directories, folders of them, or glob patterns; one, or a list.
+
+    Raises InputError where there is none at all.
+    """
+    places = [places] if isinstance(places, str) else places
+    run_dirs = list(dict.fromkeys(run_dir for place in places for run_dir in _below(place)))
+    if not run_dirs:
+        raise InputError(f"runs: nothing of kdrun's is in {', '.join(places)}. Give run directories.")
+    return run_dirs
+
+
+def _below(place: str) -> Iterator[Path]:
+    for match in sorted(glob.glob(place)) or [place]:
+        top = Path(match)
+        for folder, folders, names in os.walk(top):
+            if "run.json" in names:
+                yield Path(folder)
+                folders.clear()  # what is in a run directory is its own
+            elif len(Path(folder).relative_to(top).parts) >= _DEPTH:
+                folders.clear()
+            folders.sort()
+
+
 def completed(outputs: str, stage: str) -> list[tuple[Path, dict]]:
     """Completed runs of a stage below `outputs`, newest first, with their records."""
     found = []
@@ -177,6 +225,17 @@ def find(outputs: str, depends: Mapping) -> Path | None:
         if record.get("fingerprint") == wanted and not damaged(run_dir, record):
             return run_dir
     return None
+
+
+def other_code(record: Mapping) -> str:
+    """Where a run was made by other code of kdrun than this: which, for a line of the log; else nothing."""
+    made_by = record.get("kdrun")
+    if not isinstance(made_by, Mapping):
+        return ", made by an older kdrun"
+    if made_by.get("code_sha256") == code.of_package():
+        return ""
+    version, commit = made_by.get("version"), record.get("git_commit")
+    return f", made by other code of kdrun ({version}, commit {commit}); of what it used none has changed"
 
 
 def damaged(run_dir: Path, record: Mapping) -> list[str]:

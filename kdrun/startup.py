@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kdrun.errors import KdrunError
+
 # what every start of TensorFlow says, on a machine with or without a GPU; other lines are shown
 _NOISE = re.compile(
     r"^I\d{4} |^WARNING: All log messages before absl|rebuild TensorFlow with|failed call to cuInit|^\s*$"
@@ -31,19 +33,43 @@ def log_to_terminal() -> None:
         logger.addHandler(_Console())
 
 
-def load_tensorflow() -> None:
-    """Import TensorFlow and look for devices; its warnings and errors are shown, its greetings are not."""
+def threads(configured: int | str) -> int:
+    """How many threads an operation has: the configured number; for `auto` as many as TensorFlow takes."""
+    if configured != "auto":
+        return int(configured)
+    set_outside = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    return int(set_outside) if set_outside.isdecimal() and int(set_outside) else len(os.sched_getaffinity(0))
+
+
+def load_tensorflow(configured_threads: int | str = "auto") -> None:
+    """Import TensorFlow and look for devices; its warnings and errors are shown, its greetings are not.
+
+    How many threads an operation has is part of what makes bits, and stays as it is for the life of a process. Raises
+    KdrunError where it has another number already.
+    """
+    wanted = threads(configured_threads)
+    if _loaded_with and _loaded_with != [wanted]:
+        raise KdrunError(
+            f"threads: {wanted} are wanted here, and TensorFlow has {_loaded_with[0]} in this process already. Run it "
+            "in a process of its own."
+        )
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tf_keras behind tf.keras: Keras 3 is then never imported
     gc.disable()  # TensorFlow's million objects stay: looking through them again and again costs a second
     try:
         with _noise_hidden():
             import tensorflow as tf
 
+            if wanted != threads("auto"):
+                tf.config.threading.set_intra_op_parallelism_threads(wanted)
             tf.config.list_physical_devices()
             tf.constant(0)  # the devices greet when they are first used
         gc.freeze()
+        _loaded_with[:] = [wanted]
     finally:
         gc.enable()
+
+
+_loaded_with: list[int] = []  # threads; empty before
 
 
 @contextmanager

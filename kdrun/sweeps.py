@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +32,20 @@ class Sweep(NamedTuple):
     total: int | None
 
 
-def job_dir(sweep: Sweep, values: Mapping, overrides: Sequence[str]) -> Path:
-    """The run directory of a job with this config; neither overrides' order nor how a number is written matters."""
+def job_dir(sweep: Sweep, values: Mapping, overrides: Sequence[str], identity: Mapping | None) -> Path:
+    """The run directory of a job with this config, whose result depends on `identity`, too: on code, data and teachers.
+
+    Neither overrides' order nor how a number is written matters. A folder's name can be given on a command line as it
+    is.
+    """
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     leaves = {key: _number(value) for key, value in flatten(values)}
     given |= {key: leaves[key] for key in given.keys() & leaves.keys()}
-    shown = [f"{key.split('.')[-1].split('@')[-1]}={given[key]}" for key in sorted(sweep.keys) if key in given]
-    name = re.sub(r"[^\w.=+-]+", "_", "__".join(shown), flags=re.ASCII)[:_LONGEST].lstrip(".") or "job"
+    shown = [f"{key.split('.')[-1].split('@')[-1]}-{given[key]}" for key in sorted(sweep.keys) if key in given]
+    name = re.sub(r"[^\w.+-]+", "_", "__".join(shown), flags=re.ASCII)[:_LONGEST].lstrip(".") or "job"
     kept = {key: value for key, value in leaves.items() if key not in _NOT_THE_JOBS}
+    if identity:
+        kept["identity"] = runs.fingerprint(identity)
     return Path(sweep.folder) / f"{name}-{manifest.digest(kept)[:8]}"
 
 
@@ -52,14 +59,17 @@ def run(sweep: Sweep, number: int, run_dir: Path, config: Mapping, work: Callabl
     said = f"job {number}{'' if sweep.total is None else f' of {sweep.total}'}: {run_dir.name}"
     log.info("%s  |  %d done, %d failed%s", said, found["completed"], found["failed"], _time_left(sweep, number))
     if _completed(run_dir):
-        log.info("%s is completed already", run_dir)
-        return runs.read(run_dir).get("results")
+        record = runs.read(run_dir)
+        log.info("%s is completed already%s", run_dir, runs.other_code(record))
+        return record.get("results")
     started = time.monotonic()
     try:
         stopping.check()  # a signal that came between two jobs
         run_dir.mkdir(parents=True, exist_ok=True)
         return work()
     except (Stopped, KeyboardInterrupt) as error:
+        with suppress(OSError):  # it holds what can be gone on with
+            run_dir.rmdir()
         log.info("%s", error if isinstance(error, Stopped) else "Stopped by SIGINT.")
         raise SystemExit(error.exit_code if isinstance(error, Stopped) else 130) from error
     except Exception as error:  # noqa: BLE001 - whatever it is, the other jobs are not to suffer from it

@@ -85,6 +85,7 @@ KEYS = [
     "teacher.model.blocks",
     "teacher.model.growth_rate",
     "teacher.model.name",
+    "teacher.overlap",
     "teacher.patience",
     "teacher.run",
     "teacher.seed",
@@ -94,6 +95,7 @@ KEYS = [
     "temperature",
     "temperature_end",
     "tensorboard.histograms",
+    "threads",
 ]
 
 

@@ -1,9 +1,7 @@
 """Run directories become a table, a row a run, from run.json, metrics.jsonl and predictions/test.npz alone."""
 
-import glob
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,6 @@ from kdrun.errors import InputError
 from kdrun.objectives import choosing
 from kdrun.training import metrics
 
-_DEPTH = 4  # folders below a given one in which runs are looked for
 _NOT_THE_SEED = ("seed", "teacher_weights")
 _DISTILLING_ALONE = (
     "stage",
@@ -35,10 +32,7 @@ def frame(*places: str | Path) -> pd.DataFrame:
     differ only in seed, and whose students are trained alike, have the same), what was measured, and the config's keys
     as `config.<key>`. Raises InputError where there is no run at all.
     """
-    found = list(dict.fromkeys(run_dir for place in places for run_dir in _run_dirs(str(place))))
-    if not found:
-        raise InputError(f"runs: nothing of kdrun's is in {', '.join(map(str, places))}. Give run directories.")
-    return pd.DataFrame([_row(run_dir) for run_dir in found])
+    return pd.DataFrame([_row(run_dir) for run_dir in runs.found([str(place) for place in places])])
 
 
 def predictions(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -59,18 +53,6 @@ def curves(run_dir: str | Path) -> pd.DataFrame:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is damaged, or not a run's metrics: {' '.join(str(error).split())}.") from error
     return table
-
-
-def _run_dirs(place: str) -> Iterator[Path]:
-    for match in sorted(glob.glob(place)) or [place]:
-        top = Path(match)
-        for folder, folders, names in os.walk(top):
-            if "run.json" in names:
-                yield Path(folder)
-                folders.clear()  # what is in a run directory is its own
-            elif len(Path(folder).relative_to(top).parts) >= _DEPTH:
-                folders.clear()
-            folders.sort()
 
 
 def _row(run_dir: Path) -> dict:

@@ -24,6 +24,14 @@ def features(model: Mapping) -> dict[str, str]:
     return {**found, **({"projection": "projection"} if "projection_units" in model else {})}
 
 
+def maps(model: Mapping) -> set[str] | None:
+    """Which of the configured model's features are maps; the others are vectors. None where it does not say."""
+    try:
+        return set(get("maps", model["name"])(model))
+    except KeyError:
+        return None
+
+
 def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, seed: int, policy: str):
     """A tf_keras.Model from float32 images [batch, *image_shape] to float32 logits [batch, num_classes].
 

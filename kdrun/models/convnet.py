@@ -11,6 +11,12 @@ def features(model) -> dict[str, str]:
     return {**stages, "embedding": "embedding"}
 
 
+@register("maps", "convnet")
+def maps(model) -> list[str]:
+    """All features but the embedding."""
+    return [name for name in features(model) if name != "embedding"]
+
+
 @register("model", "convnet")
 def convnet(inputs, num_classes: int, *, filters: list[int]):
     """Logits [batch, num_classes] of images [batch, height, width, channels].

@@ -18,6 +18,12 @@ def features(model) -> dict[str, str]:
     return {name: name for name in (*(f"block{n}" for n in range(1, len(model["blocks"]) + 1)), "embedding")}
 
 
+@register("maps", "densenet")
+def maps(model) -> list[str]:
+    """All features but the embedding."""
+    return [name for name in features(model) if name != "embedding"]
+
+
 @register("model", "densenet")
 def densenet(inputs, num_classes: int, *, growth_rate: int, blocks: list[int]):
     """Logits [batch, num_classes] of images [batch, height, width, channels].

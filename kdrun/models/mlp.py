@@ -10,6 +10,12 @@ def features(model) -> dict[str, str]:
     return {**{name: name for name in hidden}, "embedding": hidden[-1]}
 
 
+@register("maps", "mlp")
+def maps(model) -> list[str]:
+    """None: all layers are dense."""
+    return []
+
+
 @register("model", "mlp")
 def mlp(
     inputs,

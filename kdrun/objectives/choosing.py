@@ -3,7 +3,7 @@
 In a config, `objective` maps each chosen objective's name to its keys; `module` names a file that registers one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from importlib import util
 from pathlib import Path
@@ -14,6 +14,8 @@ from kdrun.registry import get
 WITHOUT_TEACHER = ("label_smoothing", "teacher_free")
 WEIGHTS = ("weight", "weight_end", "warmup_epochs")  # keys that every objective has; its function does not get them
 _LABELLED = (*WITHOUT_TEACHER, "dkd", "nkd")
+_OF_MAPS = ("attention", "review")
+_OF_ONE_KIND = ("fitnet", "variational")
 _THREE_CLASSES = ("dkd", "nkd")  # they compare the classes other than the label's with each other
 
 
@@ -91,6 +93,29 @@ def expanded(objective: Mapping, student: Sequence[str], teacher: Sequence[str])
         else keys
         for name, keys in objective.items()
     }
+
+
+def check_kinds(objective: Mapping, student_maps: Collection[str] | None, teacher_maps: Collection[str] | None) -> None:
+    """Raises InputError where an objective, its layers `expanded`, is to compare features that it cannot.
+
+    The maps are the features of each network that are maps; None: not known, and then seen when they are compared.
+    """
+    if student_maps is None or teacher_maps is None:
+        return
+    for name, keys in chosen(objective).items():
+        for layer in keys.get("layers", ()):
+            ours, _, theirs = layer.partition(":")
+            are_maps = {ours in student_maps, (theirs or ours) in teacher_maps}
+            if name in _OF_MAPS and are_maps != {True}:
+                raise InputError(
+                    f"objective={name} compares maps, and layer {layer} is a vector. Name convolutional layers, or "
+                    "take another objective."
+                )
+            if name in _OF_ONE_KIND and len(are_maps) > 1:
+                raise InputError(
+                    f"objective={name}: layer {layer} is a map on one side and a vector on the other. Name two of one "
+                    "kind."
+                )
 
 
 def check(objective: Mapping, num_classes: int) -> None:

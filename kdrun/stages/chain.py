@@ -19,8 +19,8 @@ def link(config: Mapping, run_dir: Path, record: dict, name: str, identity: Mapp
     """
     begun = record.setdefault("stages", {})
     found = _good(begun.get(name), identity) or reusable(config, identity)
-    if found and runs.read(found)["status"] == "completed":
-        log.info("%s: reusing the completed run %s", name, found)
+    if found and (reused := runs.read(found))["status"] == "completed":
+        log.info("%s: reusing the completed run %s%s", name, found, runs.other_code(reused))
         return found
     begun[name] = str(found or runs.create(config["outputs"], config["stage"]))
     update(run_dir, record)

@@ -11,13 +11,14 @@ import tensorflow as tf
 from kdrun import models, runs
 from kdrun.data import datasets
 from kdrun.objectives import choosing
+from kdrun.objectives.batch import Learned
 from kdrun.objectives.combining import combined
 from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.stages.supervised import Start, Taught, train_network
-from kdrun.teachers import answers, cache, checkpoint
+from kdrun.teachers import answers, cache, checkpoint, overlap
 from kdrun.training import precision
-from kdrun.training.network import Teaching
+from kdrun.training.network import Teaching, ask_once
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,11 @@ def distill(config: Mapping, run_dir: Path) -> dict:
     """Train the student on the labels and on what the teacher says, or on the labels under other objectives."""
     sources = checkpoint.sources(config)
     dataset = datasets.load(config["data"], config["seed"])
-    facts = {
-        "seed": config["seed"],
-        "dataset_sha256": dataset.sha256,
-        "teachers": [checkpoint.described(source) for source in sources],
-    }
+    teachers = [checkpoint.described(source) for source in sources]
+    facts = {"seed": config["seed"], "dataset_sha256": dataset.sha256, "teachers": teachers}
+    if seen := overlap.count(config, [each for teacher in teachers for each in teacher.get("trained_on", ())]):
+        facts["overlap"] = seen
+        log.warning("distill: the teacher has trained on %s of the student's validation images", f"{seen:,}")
     depends = runs.identity(config, "distill", dataset.sha256, [checkpoint.weights_of(source) for source in sources])
     with recording(run_dir, config, depends, **facts) as record:
         precision.prepare_machine()
@@ -60,26 +61,50 @@ def _answers_depend(config: Mapping, source: Path, dataset: datasets.Dataset) ->
     return answers.depends(config, source, dataset) if source.is_dir() else {"file": checkpoint.weights_of(source)}
 
 
-def _teaching(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, model: Mapping) -> Teaching:
-    """What the student learns from, with its teachers asked already, or made to be asked in the step."""
-    ours = models.features(model)
-    theirs = models.features(runs.read(sources[0])["model"]) if sources and sources[0].is_dir() else {}
+def rehearse(config: Mapping, dataset: datasets.Dataset, teacher_model: Mapping) -> None:
+    """Ask objectives on features, and those of the user's own, once: of untrained networks, on zeros.
+
+    For stages that train the teacher first: InputError for what cannot fit together comes before that.
+    """
+    if not choosing.layers(config["objective"]) and "module" not in config["objective"]:
+        return
+    size = config["data"]["image_size"]
+    shape = (size, size, dataset.train.images.shape[3])
+    teacher = models.build(teacher_model, shape, dataset.num_classes, 0, "float32")
+    model = config["student"]["model"]
+    if config["student"]["classifier"] == "teacher":
+        model = {**model, "projection_units": models.classifier(teacher).kernel.shape[0]}
+    parts, layers, told = _objectives(config, model, teacher_model, 1, dataset)
+    nobody = {"kept": {}, "validation": None, "test": None}
+    student = models.build(model, shape, dataset.num_classes, 0, "float32")
+    ask_once(student, Teaching(**parts, **nobody, ask=_asked([teacher], layers), told=told), Learned(0))
+
+
+def _objectives(config: Mapping, model: Mapping, teacher_model: Mapping | None, count: int, dataset: datasets.Dataset):
+    """Of a Teaching: what is asked of the student; the teacher's layers that this needs; how answers are read."""
+    ours, theirs = models.features(model), models.features(teacher_model) if teacher_model else {}
     objective = choosing.expanded(config["objective"], tuple(ours), tuple(theirs))
     named = [layer.partition(":") for layer in choosing.layers(objective)]
-    student_layers = {name: ours[name] for name, _, _ in named}
     teacher_layers = {other or name: theirs[other or name] for name, _, other in named}
     parts = {
         "objectives": choosing.functions(objective),
-        "layers": student_layers,
+        "layers": {name: ours[name] for name, _, _ in named},
         "training_size": len(dataset.train.labels),
     }
-    count = config["distill"]["peers"] or len(sources)
     combine = partial(_combined, config["teacher"], count)
 
     def told(given, temperature):
         logits = combine([given[f"logits/{k}"] for k in range(count)], temperature) if count else None
         return logits, {name: given[name] for name in teacher_layers}
 
+    return parts, teacher_layers, told
+
+
+def _teaching(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, model: Mapping) -> Teaching:
+    """What the student learns from, with its teachers asked already, or made to be asked in the step."""
+    teacher_model = runs.read(sources[0])["model"] if sources and sources[0].is_dir() else None
+    count = config["distill"]["peers"] or len(sources)
+    parts, teacher_layers, told = _objectives(config, model, teacher_model, count, dataset)
     if not sources:
         nobody = {"kept": {}, "ask": None, "validation": None, "test": None}
         return Teaching(**parts, **nobody, told=told, peers=config["distill"]["peers"])
@@ -92,6 +117,7 @@ def _teaching(config: Mapping, sources: Sequence[Path], dataset: datasets.Datase
     else:
         networks, logits = zip(*(answers.live(config, source, dataset) for source in sources), strict=True)
         kept, ask = {}, _asked(networks, teacher_layers)
+    combine = partial(_combined, config["teacher"], count)
     splits = {
         split: combine([tf.constant(found[split]) for found in logits], 1.0).numpy().astype(np.float32)
         for split in ("validation", "test")

@@ -12,6 +12,7 @@ from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.reports import tables
 from kdrun.stages import chain
+from kdrun.stages.distill import rehearse
 from kdrun.teachers import checkpoint
 from kdrun.training import metrics
 
@@ -27,6 +28,8 @@ def generations(config: Mapping, run_dir: Path) -> dict:
     dataset_sha256 = datasets.fingerprint(config["data"])
     depends = runs.chain_identity(config, dataset_sha256)
     with recording(run_dir, config, depends, dataset_sha256=dataset_sha256) as record:
+        students = runs.seen(config, "distill")
+        rehearse(students, datasets.load(students["data"], config["seed"]), config["student"]["model"])
         found: list[Path] = []
         for number in range(config["generations"] + 1):
             stage = "distill" if found else "student"

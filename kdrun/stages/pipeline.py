@@ -12,6 +12,7 @@ from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.reports import tables
 from kdrun.stages import chain
+from kdrun.stages.distill import rehearse
 from kdrun.teachers import answers, cache, checkpoint
 from kdrun.training import metrics, precision
 
@@ -28,6 +29,9 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
         def run(stage: str, identity: Mapping) -> Path:
             return chain.link({**config, "stage": stage}, run_dir, record, stage, identity)
 
+        if config["teacher"]["run"] == "auto":
+            students = runs.seen(config, "distill")
+            rehearse(students, datasets.load(students["data"], config["seed"]), config["teacher"]["model"])
         teacher_dir = _teacher(config, dataset_sha256, run)
         config = {**config, "teacher": {**config["teacher"], "run": str(teacher_dir)}}
         sources = checkpoint.sources(config)

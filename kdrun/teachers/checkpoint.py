@@ -9,6 +9,7 @@ from kdrun import files, models, runs
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.objectives import choosing
+from kdrun.teachers import overlap
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ WEIGHTS = "checkpoints/best.weights.h5"
 
 # Overrides that a teacher does not depend on: the command that makes one goes without them.
 _NOT_THE_TEACHERS = ("stage=", "resume=", "temperature", "alpha", "annealing=", "objective", "control=")
-_NOT_THE_TEACHERS += ("student.", "distill.", "model@student", "teacher.shuffle", "hydra")
+_NOT_THE_TEACHERS += ("student.", "distill.", "model@student", "teacher.shuffle", "teacher.overlap", "hydra")
 
 
 def sources(config: Mapping, overrides: Sequence[str] = ()) -> list[Path]:
@@ -48,8 +49,11 @@ def weights_of(source: Path) -> str:
 
 def described(source: Path) -> dict:
     """A source of teaching as a run's record has it."""
-    identity = runs.read(source).get("identity") if source.is_dir() else None
-    return {"run": str(source), "weights_sha256": weights_of(source), "identity": identity}
+    said = {"run": str(source), "weights_sha256": weights_of(source), "identity": None}
+    if source.is_dir():
+        record = runs.read(source)
+        said |= {"identity": record.get("identity"), "trained_on": overlap.trained_on(record)}
+    return said
 
 
 def _runs(outputs: str, given: str) -> list[str]:
@@ -71,6 +75,8 @@ def _matching(config: Mapping, overrides: Sequence[str]) -> Path:
             f"teacher.run=auto: no completed teacher run below {config['outputs']} matches this config. "
             f"Make one with: {command}. Or give teacher.run=RUN_DIRECTORY."
         )
+    if other := runs.other_code(runs.read(found)):
+        log.info("teacher.run=auto: %s%s", found, other)
     return found
 
 

@@ -64,7 +64,7 @@ class Network:
         self.peers = [build(seed + number) for number in range(1, 1 + (teaching.peers if teaching else 0))]
         self.learned = Learned(seed)
         if teaching and not teaching.peers:
-            _make_learned(self.model, teaching, self.learned)
+            ask_once(self.model, teaching, self.learned)
         trained = [v for model in (self.model, *self.peers) for v in model.trainable_variables]
         trained += self.learned.trainable_variables
         self.optimizer = FlatOptimizer(optimizer, trained, scale_loss)
@@ -119,8 +119,8 @@ def release() -> None:
     gc.collect()
 
 
-def _make_learned(model, teaching: Teaching, learned: Learned) -> None:
-    """Have the objectives make their weights, which they cannot in a compiled function, on a batch of zeros."""
+def ask_once(model, teaching: Teaching, learned: Learned) -> None:
+    """Ask the objectives on a batch of zeros: they make their weights, which they cannot in a compiled function."""
     size = 4
     teacher_logits, teacher_features = tf.zeros([size, model.output.shape[-1]]), {}
     if teaching.kept:

@@ -29,6 +29,23 @@ def on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """While inside, but for `on_signals`, the first signal raises Stopped at once: there is nothing to save."""
+
+    def stop(number, frame):
+        for each in _STOPPING:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number, f"Stopped by {signal.Signals(number).name}.")
+
+    before = {number: signal.signal(number, stop) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def check() -> None:
     """Raise Stopped if a signal has asked for it."""
     if _received:

@@ -57,7 +57,7 @@ def jobs(folder: Path) -> dict[str, Path]:
 def test_jobs_have_readable_names_and_the_order_of_the_command_line_does_not_matter(swept, capsys):
     found = jobs(swept / "sweeps/distilled")
     assert len(found) == 6
-    assert all(re.fullmatch(r"seed=[012]__temperature=[28]-[0-9a-f]{8}", name) for name in found)
+    assert all(re.fullmatch(r"seed-[012]__temperature-[28]-[0-9a-f]{8}", name) for name in found)
     (teacher,) = swept.glob("teacher/*")
     before = {name: (path / "run.json").read_bytes() for name, path in found.items()}
     values = ["seed=2,0,1", "temperature=8.0,2"]

@@ -1,0 +1,49 @@
+"""Which of a student's validation images its teachers have trained on: such a validation is no fair judge of it.
+
+Of one data set, as positions among its training images: what a run trains on is a range of them. The test images are
+never trained on.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from kdrun import runs
+from kdrun.errors import InputError
+
+Range = tuple[int, int | None]  # from a position to below another; None: to the end
+
+
+def trained_on(record: Mapping) -> list[Range]:
+    """What the network of a run has learned from, and those who taught it."""
+    parents = [*record.get("teachers", ()), *([record["adjusted"]] if "adjusted" in record else [])]
+    of_parents = [tuple(each) for parent in parents for each in parent.get("trained_on", ())]
+    return sorted({_range(record["config"]["data"]), *of_parents}, key=str)
+
+
+def configured(config: Mapping) -> list[Range]:
+    """What the configured teacher is to learn from."""
+    return [_range(runs.seen(config, "teacher")["data"])]
+
+
+def count(config: Mapping, learned_from: Iterable[Range]) -> int:
+    """How many of the student's validation images are in these ranges; 0 where it is trained on them itself."""
+    data = runs.seen(config, "distill")["data"]
+    if data["train_on_validation"]:
+        return 0
+    held_out = data["validation_size"]
+    seen = {place for first, end in learned_from for place in range(first, held_out if end is None else end)}
+    return sum(place < held_out for place in seen)
+
+
+def check(config: Mapping, learned_from: Sequence[Range], teacher: str) -> None:
+    """Raises InputError where a teacher has trained on validation images, unless that is allowed."""
+    if config["teacher"]["overlap"] == "refuse" and (seen := count(config, learned_from)):
+        raise InputError(
+            f"{teacher} has trained on {seen:,} of the {config['data']['validation_size']:,} images that validate the "
+            "student, so that validation would flatter. Give a teacher with the same data.validation_size and without "
+            "teacher.train_on_validation, or set teacher.overlap=allow: the result then says so."
+        )
+
+
+def _range(data: Mapping) -> Range:
+    held_out, used = data["validation_size"], data.get("train_size")
+    return 0 if data.get("train_on_validation") else held_out, None if used is None else held_out + used

@@ -250,6 +250,8 @@ RULES: dict[str, Rule] = {
     "class_weight": number(0),
     "smoothing": number(0, 1),
     "probability": number(0, 1, low_included=False, high_included=False),
+    "soften": one_of("probabilities", "logits"),
+    "student_temperature": optional(number(0, 1e6, low_included=False)),
     "layers": names,
     "distance_weight": number(0),
     "angle_weight": number(0),

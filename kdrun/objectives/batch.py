@@ -51,21 +51,33 @@ class Learned:
             self._variables[name] = tf.Variable(value, trainable=trainable, name=name.replace(":", "_"))
         return self._variables[name]
 
-    def dense(self, name: str, x: tf.Tensor, units: int) -> tf.Tensor:
-        """A dense layer with bias: [batch, n] to [batch, units]."""
-        kernel, bias = self._kernel_and_bias(name, [x.shape[-1], units])
-        return tf.matmul(x, kernel) + bias
+    def dense(self, name: str, x: tf.Tensor, units: int, bias: bool = True) -> tf.Tensor:
+        """A dense layer: [batch, n] to [batch, units]."""
+        return self._biased(name, tf.matmul(x, self._kernel(name, [x.shape[-1], units])), bias)
 
-    def convolution(self, name: str, x: tf.Tensor, filters: int, size: int = 1) -> tf.Tensor:
-        """A convolution with bias: [batch, height, width, channels] to [batch, height, width, filters]."""
-        kernel, bias = self._kernel_and_bias(name, [size, size, x.shape[-1], filters])
-        return tf.nn.conv2d(x, kernel, 1, "SAME") + bias
+    def convolution(self, name: str, x: tf.Tensor, filters: int, size: int = 1, bias: bool = True) -> tf.Tensor:
+        """A convolution: [batch, height, width, channels] to [batch, height, width, filters]."""
+        kernel = self._kernel(name, [size, size, x.shape[-1], filters])
+        return self._biased(name, tf.nn.conv2d(x, kernel, 1, "SAME"), bias)
 
-    def _kernel_and_bias(self, name: str, shape: list[int]) -> tuple[tf.Variable, tf.Variable]:
+    def batch_norm(self, name: str, x: tf.Tensor) -> tf.Tensor:
+        """Batch normalisation over all axes but the last, with a scale and an offset for each channel.
+
+        By the batch's own statistics (epsilon 1e-5): an objective is computed in training alone, so that moving ones
+        would never be used, and there are none.
+        """
+        mean, variance = tf.nn.moments(x, list(range(x.shape.rank - 1)))
+        scale = self.variable(f"{name}/scale", x.shape[-1:], 1.0, 1.0)
+        offset = self.variable(f"{name}/offset", x.shape[-1:], 0.0, 0.0)
+        return (x - mean) * tf.math.rsqrt(variance + 1e-5) * scale + offset
+
+    def _kernel(self, name: str, shape: list[int]) -> tf.Variable:
         receptive = math.prod(shape[:-2])
         limit = math.sqrt(6 / (receptive * (shape[-2] + shape[-1])))  # Glorot and Bengio 2010, uniform
-        kernel = self.variable(f"{name}/kernel", shape, -limit, limit)
-        return kernel, self.variable(f"{name}/bias", shape[-1:], 0.0, 0.0)
+        return self.variable(f"{name}/kernel", shape, -limit, limit)
+
+    def _biased(self, name: str, x: tf.Tensor, bias: bool) -> tf.Tensor:
+        return x + self.variable(f"{name}/bias", x.shape[-1:], 0.0, 0.0) if bias else x
 
     def _initial(self, name: str, shape, seed: int) -> np.ndarray:
         generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -77,8 +89,8 @@ class Batch(NamedTuple):
 
     logits, teacher_logits: [batch, classes], of any float type; labels: int32 [batch]. features, teacher_features: by
     layer, [batch, height, width, channels] or [batch, units]. indices: int32 [batch], the images' places among the
-    `training_size` ones. random_seed: int32 [2], for stateless random operations, another one every step. The teacher's
-    side gets no gradient, whatever is given.
+    `training_size` ones, whose labels are training_labels, int32 [training_size]. random_seed: int32 [2], for stateless
+    random operations, another one every step. The teacher's side gets no gradient, whatever is given.
     """
 
     logits: tf.Tensor
@@ -90,6 +102,7 @@ class Batch(NamedTuple):
     learned: Learned | None = None
     indices: tf.Tensor | None = None
     training_size: int = 0
+    training_labels: tf.Tensor | None = None
     random_seed: tf.Tensor | None = None
 
 
@@ -104,8 +117,10 @@ class Pair(NamedTuple):
 def pairs(batch: Batch, layers: Sequence[str], maps: str = "", resized: bool = True) -> Iterator[Pair]:
     """The features that `layers` names: block3, or student_layer:teacher_layer.
 
-    `resized`: where two maps' sizes differ, the larger is resized to the smaller. `maps` is the name of an objective
-    that needs maps. Raises InputError for a layer that is not there, or is of another kind than was asked for.
+    `resized`: where two maps' sizes differ, the larger is brought to the smaller: by average pooling where it is whole
+    times as high and as wide, as authors' code does it, else by antialiased bilinear resizing. `maps` is the name of
+    an objective that needs maps. Raises InputError for a layer that is not there, or is of another kind than was asked
+    for.
     """
     for name in layers:
         ours, _, theirs = name.partition(":")
@@ -134,6 +149,10 @@ def _named(features: Mapping[str, tf.Tensor], whose: str, name: str) -> tf.Tenso
 
 
 def _resized(maps: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    if tuple(maps.shape[1:3]) == (height, width):
+    rows, columns = maps.shape[1:3]
+    if (rows, columns) == (height, width):
         return maps
+    if rows % height == 0 and columns % width == 0:
+        cell = [rows // height, columns // width]
+        return tf.nn.avg_pool2d(maps, cell, cell, "VALID")
     return tf.image.resize(maps, [height, width], method="bilinear", antialias=True)

@@ -13,7 +13,7 @@ from kdrun.registry import get
 
 WITHOUT_TEACHER = ("label_smoothing", "teacher_free")
 WEIGHTS = ("weight", "weight_end", "warmup_epochs")  # keys that every objective has; its function does not get them
-_LABELLED = (*WITHOUT_TEACHER, "dkd", "nkd")
+_LABELLED = (*WITHOUT_TEACHER, "dkd", "nkd", "contrastive")
 _OF_MAPS = ("attention", "review")
 _OF_ONE_KIND = ("fitnet", "variational")
 _THREE_CLASSES = ("dkd", "nkd")  # they compare the classes other than the label's with each other

@@ -21,17 +21,29 @@ def label_smoothing(batch: Batch, *, smoothing: float) -> tf.Tensor:
 
 
 @register("objective", "teacher_free")
-def teacher_free(batch: Batch, *, probability: float) -> tf.Tensor:
-    """T^2 KL(p || q): a virtual teacher is right with `probability`, all other classes alike; float32 scalar.
+def teacher_free(
+    batch: Batch,
+    *,
+    probability: float,
+    soften: str,
+    student_temperature: float | None,
+    scale_by_temperature_squared: bool,
+) -> tf.Tensor:
+    """KL(p || softmax(z / student_temperature)): a virtual teacher is right with `probability`, all other classes
+    alike; float32 scalar.
 
-    Teacher-free distillation (Tf-KD by regularisation, arXiv 1909.11723, section 4.2), its probabilities softened like
-    a real teacher's: p = softmax(log of them / T).
+    Teacher-free distillation (Tf-KD by regularisation, arXiv 1909.11723, section 4.2). Its authors' code has p =
+    softmax(d / T) of the virtual teacher's probabilities d, which is nearly uniform, and the student at 1. `soften`:
+    logits is softmax(log d / T) instead, as of a real teacher; `student_temperature`: None is T; and
+    `scale_by_temperature_squared` is the factor T^2.
     """
     temperature = tf.cast(batch.temperature, tf.float64)
     z = tf.cast(batch.logits, tf.float64)
     classes = z.shape[-1]
-    right, wrong = math.log(probability), math.log((1.0 - probability) / (classes - 1))
+    right, wrong = probability, (1.0 - probability) / (classes - 1)
+    if soften == "logits":
+        right, wrong = math.log(right), math.log(wrong)
     virtual = tf.one_hot(batch.labels, classes, on_value=right, off_value=wrong, dtype=tf.float64)
-    log_p = tf.nn.log_softmax(virtual / temperature)
-    divergences = divergence(log_p, tf.nn.log_softmax(z / temperature))
-    return tf.cast(tf.reduce_mean(temperature**2 * divergences), tf.float32)
+    log_q = tf.nn.log_softmax(z / (temperature if student_temperature is None else student_temperature))
+    scale = temperature**2 if scale_by_temperature_squared else 1.0
+    return tf.cast(tf.reduce_mean(scale * divergence(tf.nn.log_softmax(virtual / temperature), log_q)), tf.float32)

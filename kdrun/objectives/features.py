@@ -2,8 +2,8 @@
 
 `layers` names them: block3, or student_layer:teacher_layer where the names differ. Features are maps [batch, height,
 width, channels] or vectors [batch, units], computed in float32; contributions of several layers are added up. Where
-spatial sizes differ, the larger map is resized to the smaller; r is a learned 1x1 convolution or dense layer from the
-student's channels to the teacher's, where these differ.
+spatial sizes differ, the larger map is brought to the smaller (see batch.pairs); r is a learned 1x1 convolution or
+dense layer with bias from the student's channels to the teacher's, where these differ.
 """
 
 import math
@@ -16,13 +16,17 @@ from kdrun.objectives.batch import Batch, Pair, pairs
 from kdrun.registry import register
 
 _POOLED = (4, 2, 1)  # review: sizes to which larger maps are pooled
-_MOST_CHANNELS = 256  # review: in the middle
+_MOST_CHANNELS = 512  # review: in the middle
 _LEAST_VARIANCE, _FIRST_VARIANCE = 1e-5, 5.0  # variational
 
 
 @register("objective", "fitnet")
 def fitnet(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
-    """Mean of (r(F_s) - F_t)^2; float32 scalar. Hints (FitNets, arXiv 1412.6550, section 2.2)."""
+    """Mean of (r(F_s) - F_t)^2; float32 scalar.
+
+    Hints (FitNets, arXiv 1412.6550, section 2.2). The code that the weight of 100 is from (RepDistiller) always has a
+    regressor, which is a convolution, batch normalisation and ReLU.
+    """
     return sum(_mean_square(_projected(batch, pair) - pair.teacher) for pair in pairs(batch, layers))
 
 
@@ -45,12 +49,16 @@ def attention(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
 def variational(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
     """Mean of ((m(F_s) - F_t)^2 / s + log s) / 2; float32 scalar.
 
-    Variational information distillation (arXiv 1904.05835, section 2): m is learned like r, for equal channels, too;
-    s is a learned variance for each of the teacher's channels.
+    Variational information distillation (arXiv 1904.05835, section 2). As its authors' code has them: m is three
+    learned 1x1 convolutions (dense layers for vectors) without bias, ReLU between them, all with as many channels as
+    the teacher; s is a learned variance for each of these.
     """
     total = 0.0
     for pair in pairs(batch, layers):
-        mean, channels = _projected(batch, pair, always=True), pair.teacher.shape[-1]
+        mean, channels = pair.student, pair.teacher.shape[-1]
+        for number in (1, 2, 3):
+            mean = tf.nn.relu(mean) if number > 1 else mean
+            mean = _layer(batch, pair)(f"{pair.name}/regressor{number}", mean, channels, bias=False)
         first = math.log(math.expm1(_FIRST_VARIANCE - _LEAST_VARIANCE))  # softplus of it is the first variance
         rho = batch.learned.variable(f"{pair.name}/variance", [channels], first, first)
         variance = tf.nn.softplus(rho) + _LEAST_VARIANCE
@@ -71,12 +79,17 @@ def contrastive(
     """Tell the teacher's feature of the same image from those of others, and the other way round; float32 scalar.
 
     Contrastive representation distillation (arXiv 1910.10699, section 3.2), by noise-contrastive estimation against a
-    memory of all training images' features, as its authors' code does it, but for `negatives` that a batch shares.
+    memory of all training images' features, as its authors' code does it, but for `negatives` that a batch shares: an
+    image leaves out those of its own class, and the others' sum counts for as many as were drawn.
     """
     total = 0.0
     size = batch.training_size
     count = min(negatives, size)
     drawn = tf.random.stateless_uniform([count], batch.random_seed, maxval=size, dtype=tf.int32)
+    other_class = batch.labels[:, tf.newaxis] != tf.gather(batch.training_labels, drawn)
+    shares = tf.cast(other_class, tf.float32)
+    shares *= tf.math.divide_no_nan(float(count), tf.reduce_sum(shares, axis=1, keepdims=True))
+    log_shares = tf.math.log(tf.concat([tf.ones_like(shares[:, :1]), shares], axis=1))
     for pair in pairs(batch, layers, resized=False):
         sides = {"student": pair.student, "teacher": pair.teacher}
         embedded = {
@@ -98,12 +111,12 @@ def contrastive(
             constant = batch.learned.variable(f"{pair.name}/{side}_log_constant", [], 0.0, 0.0, trainable=False)
             # set by the first batch: it makes the scores about as large as probabilities among the training images
             everything = tf.stop_gradient(tf.concat([same[:, tf.newaxis], others], axis=1))
-            mean = tf.reduce_logsumexp(everything) - tf.math.log(tf.cast(tf.size(everything), tf.float32))
+            mean = tf.reduce_logsumexp(everything + log_shares) - tf.reduce_logsumexp(log_shares)
             constant.assign(tf.where(constant != 0.0, constant, mean + math.log(size)))
             log_noise = constant + math.log(count / size)
             # an image of the data or of the noise, s / (s + noise) the probability of the first for a score s
             total += tf.reduce_mean(tf.nn.softplus(log_noise - same))
-            total += tf.reduce_mean(tf.reduce_sum(tf.nn.softplus(others - log_noise), axis=1))
+            total += tf.reduce_mean(tf.reduce_sum(shares * tf.nn.softplus(others - log_noise), axis=1))
         for side, memory in memories.items():
             now = momentum * tf.gather(memory, batch.indices) + (1 - momentum) * embedded[side]
             memory.scatter_nd_update(batch.indices[:, tf.newaxis], tf.stop_gradient(tf.math.l2_normalize(now, axis=1)))
@@ -114,22 +127,31 @@ def contrastive(
 def review(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
     """The student's deeper layers, merged with the shallower ones, against the teacher's; float32 scalar.
 
-    Knowledge review (arXiv 2104.09044): from the last layer to the first, features go through a learned 1x1 convolution
-    and are merged with what comes from deeper, by two learned attention maps (ABF); a learned 3x3 convolution gives the
-    teacher's channels, compared at several sizes (HCL, see `hcl`).
+    Knowledge review (arXiv 2104.09044), as its authors' code has it: beginning with the last layer's means over its
+    pixels (the embedding of a network that pools), then from the last layer to the first, features go through a learned
+    1x1 convolution and are merged with what comes from deeper, by two learned attention maps (ABF); a learned 3x3
+    convolution at the teacher's size gives its channels, compared at several sizes (HCL, see `hcl`). After both
+    convolutions there is batch normalisation.
     """
-    chosen = list(pairs(batch, layers, maps="review"))
-    middle = max(1, min(_MOST_CHANNELS, max(pair.teacher.shape[-1] for pair in chosen) // 2))
+    chosen = list(pairs(batch, layers, maps="review", resized=False))
+    last = chosen[-1]
+    means = [tf.reduce_mean(maps, axis=[1, 2], keepdims=True) for maps in (last.student, last.teacher)]
+    chosen.append(Pair(f"{last.name}/pooled", *means))
+    middle = min(_MOST_CHANNELS, last.student.shape[-1])
+
+    def convolved(name, maps, filters, size):
+        return batch.learned.batch_norm(name, batch.learned.convolution(name, maps, filters, size, bias=False))
+
     deeper, total = None, 0.0
     for pair in reversed(chosen):
-        own = batch.learned.convolution(f"{pair.name}/review", pair.student, middle)
+        own = convolved(f"{pair.name}/review", pair.student, middle, 1)
         if deeper is not None:
-            deeper = tf.image.resize(deeper, own.shape[1:3], method="nearest")
+            deeper = _nearest(deeper, *own.shape[1:3])
             both = tf.concat([own, deeper], axis=-1)
             attention = tf.nn.sigmoid(batch.learned.convolution(f"{pair.name}/review_attention", both, 2))
             own = own * attention[..., :1] + deeper * attention[..., 1:]
-        deeper = own
-        output = batch.learned.convolution(f"{pair.name}/review_output", own, pair.teacher.shape[-1], size=3)
+        deeper = _nearest(own, *pair.teacher.shape[1:3])
+        output = convolved(f"{pair.name}/review_output", deeper, pair.teacher.shape[-1], 3)
         total += hcl(output, pair.teacher)
     return total
 
@@ -168,13 +190,17 @@ def simkd(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
     return total
 
 
-def _projected(batch: Batch, pair: Pair, always: bool = False) -> tf.Tensor:
+def _projected(batch: Batch, pair: Pair) -> tf.Tensor:
     """r(F_s): the student's features with the teacher's number of channels."""
     channels = pair.teacher.shape[-1]
-    if pair.student.shape[-1] == channels and not always:
+    if pair.student.shape[-1] == channels:
         return pair.student
-    project = batch.learned.dense if pair.student.shape.rank == 2 else batch.learned.convolution
-    return project(f"{pair.name}/projection", pair.student, channels)
+    return _layer(batch, pair)(f"{pair.name}/projection", pair.student, channels)
+
+
+def _layer(batch: Batch, pair: Pair):
+    """What makes a learned layer of such features: dense for vectors, a 1x1 convolution for maps."""
+    return batch.learned.dense if pair.student.shape.rank == 2 else batch.learned.convolution
 
 
 def _pooled(maps: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
@@ -184,6 +210,14 @@ def _pooled(maps: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
         edges = [(cell * length // cells, -(-(cell + 1) * length // cells)) for cell in range(cells)]
         means = [tf.reduce_mean(tf.gather(maps, tf.range(*edge), axis=axis), axis=axis) for edge in edges]
         maps = tf.stack(means, axis=axis)
+    return maps
+
+
+def _nearest(maps: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
+    """Maps of another size: of each cell the pixel at its upper left corner, rounded down, as PyTorch has it."""
+    for axis, cells in ((1, rows), (2, columns)):
+        if maps.shape[axis] != cells:
+            maps = tf.gather(maps, [cell * maps.shape[axis] // cells for cell in range(cells)], axis=axis)
     return maps
 
 

@@ -54,17 +54,19 @@ def dkd(batch: Batch, *, target_weight: float, non_target_weight: float, standar
 
 
 @register("objective", "dist")
-def dist(batch: Batch, *, inter_weight: float, intra_weight: float) -> tf.Tensor:
-    """inter_weight (1 - correlation of rows) + intra_weight (1 - correlation of columns), of p and q; float32 scalar.
+def dist(batch: Batch, *, inter_weight: float, intra_weight: float, scale_by_temperature_squared: bool) -> tf.Tensor:
+    """T^2 [inter_weight (1 - correlation of rows) + intra_weight (1 - correlation of columns)] of p and q; float32
+    scalar.
 
     DIST (arXiv 2205.10536): Pearson's correlations, means over rows (images) and over columns (classes). One without
-    variance counts as 0.
+    variance counts as 0. Its authors' code has the factor T^2, the paper's appendix has not.
     """
     z, v, temperature = _prepared(batch)
     log_q, log_p = tf.nn.log_softmax(z / temperature), tf.nn.log_softmax(v / temperature)
     rows = 1.0 - tf.reduce_mean(_correlations(log_q, log_p))
     columns = 1.0 - tf.reduce_mean(_correlations(tf.transpose(log_q), tf.transpose(log_p)))
-    return tf.cast(inter_weight * rows + intra_weight * columns, tf.float32)
+    scale = temperature**2 if scale_by_temperature_squared else 1.0
+    return tf.cast(scale * (inter_weight * rows + intra_weight * columns), tf.float32)
 
 
 @register("objective", "nkd")
@@ -90,21 +92,23 @@ def multi_level(
     class_weight: float,
     standardise_logits: bool,
 ) -> tf.Tensor:
-    """kd summed over T and `temperatures`, and how alike images and classes are; float32 scalar.
+    """kd + batch_weight ||q q' - p p'||^2 / batch + class_weight ||q' q - p' p||^2 / classes, each summed over T and
+    `temperatures`; float32 scalar.
 
-    Multi-level logit distillation (MLKD, CVPR 2023), with batch_weight ||q q' - p p'||^2 / batch and class_weight
-    ||q' q - p' p||^2 / classes, at T.
+    Multi-level logit distillation (MLKD, CVPR 2023). Left out of its authors' code: the second, strongly augmented view
+    of each image, and the masks that halve the terms of the other one.
     """
     z, v, temperature = _prepared(batch, standardise_logits)
-    instances = 0.0
+    size, classes = tf.unstack(tf.cast(tf.shape(z), z.dtype))
+    total = 0.0
     for each in (temperature, *temperatures):
-        instances += each**2 * divergence(tf.nn.log_softmax(v / each), tf.nn.log_softmax(z / each))
-    q, p = tf.nn.softmax(z / temperature), tf.nn.softmax(v / temperature)
-    size, classes = tf.unstack(tf.cast(tf.shape(q), q.dtype))
-    images = tf.matmul(q, q, transpose_b=True) - tf.matmul(p, p, transpose_b=True)
-    relations = tf.matmul(q, q, transpose_a=True) - tf.matmul(p, p, transpose_a=True)
-    levels = batch_weight * tf.reduce_sum(images**2) / size + class_weight * tf.reduce_sum(relations**2) / classes
-    return _mean(instances) + tf.cast(levels, tf.float32)
+        log_q, log_p = tf.nn.log_softmax(z / each), tf.nn.log_softmax(v / each)
+        total += each**2 * tf.reduce_mean(divergence(log_p, log_q))
+        q, p = tf.exp(log_q), tf.exp(log_p)
+        images = tf.matmul(q, q, transpose_b=True) - tf.matmul(p, p, transpose_b=True)
+        relations = tf.matmul(q, q, transpose_a=True) - tf.matmul(p, p, transpose_a=True)
+        total += batch_weight * tf.reduce_sum(images**2) / size + class_weight * tf.reduce_sum(relations**2) / classes
+    return tf.cast(total, tf.float32)
 
 
 def cross_entropy(z: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -119,7 +123,10 @@ def divergence(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
 
 
 def _prepared(batch: Batch, standardise_logits: bool = False) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """z, v and T in float64; with `standardise_logits` (arXiv 2403.01427) rows have mean 0 and standard deviation 1."""
+    """z, v and T in float64; with `standardise_logits` (arXiv 2403.01427) rows have mean 0 and standard deviation 1.
+
+    The deviation is that of a sample, over the number of classes less one, as in the authors' code.
+    """
     z, v = tf.cast(batch.logits, tf.float64), tf.stop_gradient(tf.cast(batch.teacher_logits, tf.float64))
     if standardise_logits:
         z, v = _standardised(z), _standardised(v)
@@ -128,7 +135,7 @@ def _prepared(batch: Batch, standardise_logits: bool = False) -> tuple[tf.Tensor
 
 def _standardised(x: tf.Tensor) -> tf.Tensor:
     centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
-    variance = tf.reduce_mean(centred**2, axis=-1, keepdims=True)
+    variance = tf.reduce_sum(centred**2, axis=-1, keepdims=True) / tf.cast(tf.shape(x)[-1] - 1, x.dtype)
     # equal logits have no deviation, where a root has no gradient
     deviation = tf.where(variance > 0, tf.sqrt(tf.where(variance > 0, variance, 1.0)), 0.0)
     return centred / (deviation + _EPSILON)

@@ -230,7 +230,7 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
                 logits, features = forward(images, training=True) if forward else (model(images, training=True), {})
                 together = [logits, *(peer(images, training=True) for peer in network.peers)]
                 heard = [_others(together, place) for place in range(len(together))] if network.peers else [given]
-                known = {"indices": indices[k], "random_seed": draws[k]}
+                known = {"indices": indices[k], "random_seed": draws[k], "training_labels": labels_in_memory}
                 parts = [
                     losses(each, labels, features, answers_, temperature, alpha, weights, **known)
                     for each, answers_ in zip(together, heard, strict=True)

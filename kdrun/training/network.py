@@ -140,6 +140,7 @@ def ask_once(model, teaching: Teaching, learned: Learned) -> None:
         learned=learned,
         indices=tf.range(size) % teaching.training_size,
         training_size=teaching.training_size,
+        training_labels=tf.zeros([teaching.training_size], tf.int32),
         random_seed=tf.zeros([2], tf.int32),
     )
     for objective in teaching.objectives.values():

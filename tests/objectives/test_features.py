@@ -4,6 +4,7 @@ A reference takes one layer's features of student and teacher and the trained we
 """
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -21,7 +22,8 @@ from kdrun.objectives.batch import Batch, Learned  # noqa: E402
 
 SCALES = [0.1, 3.0, 50.0]
 TRAINING_SIZE = 7
-INDICES = [5, 0, 3, 6]  # a batch of four
+TRAINING_LABELS = np.array([0, 1, 2, 1, 0, 2, 1], np.int32)
+INDICES = [5, 0, 3, 6]  # a batch of four, of classes 2, 0, 1 and 1
 
 CONTRASTIVE = {"dimensions": 5, "negatives": 6, "contrastive_temperature": 0.5, "momentum": 0.75}
 OBJECTIVES = {
@@ -45,13 +47,14 @@ LAYOUTS = {
     "other vectors": ([(6,)], [(3,)]),
     "maps": ([(4, 4, 2)], [(4, 4, 2)]),
     "other maps": ([(4, 4, 2)], [(4, 4, 3)]),
-    "larger student": ([(5, 6, 2)], [(3, 4, 2)]),
+    "larger student": ([(6, 5, 2)], [(3, 4, 2)]),  # whole times as high, and not as wide
     "larger teacher": ([(3, 4, 3)], [(6, 8, 2)]),
+    "higher teacher": ([(2, 6, 2)], [(4, 3, 3)]),
     "layers": ([(4, 4, 2), (6,), (3,)], [(4, 4, 3), (6,), (5,)]),
     "layers of maps": ([(4, 4, 2), (2, 2, 3)], [(4, 4, 3), (2, 2, 3)]),
 }
 SAME = ["vectors", "maps"]
-MAPS = ["maps", "other maps", "larger student", "larger teacher", "layers of maps"]
+MAPS = ["maps", "other maps", "larger student", "larger teacher", "higher teacher", "layers of maps"]
 SOME = ["vectors", "other vectors", "layers of maps"]
 
 
@@ -73,11 +76,13 @@ def _loss(name, students, teachers, learned=None, keys=(), layers=None, indices=
     function, usual = OBJECTIVES[name]
     batch = Batch(
         logits=tf.zeros([len(indices), 2]),
+        labels=tf.constant(TRAINING_LABELS[indices]),
         features={f"block{i}": tf.convert_to_tensor(x) for i, x in enumerate(students)},
         teacher_features={f"stage{i}" if i else "block0": tf.convert_to_tensor(x) for i, x in enumerate(teachers)},
         learned=learned or Learned(0),
         indices=tf.constant(indices, tf.int32),
         training_size=TRAINING_SIZE,
+        training_labels=tf.constant(TRAINING_LABELS),
         random_seed=tf.constant(random_seed, tf.int32),
     )
     layers = layers or [f"block{i}:stage{i}" if i else "block0" for i in range(len(students))]
@@ -121,15 +126,27 @@ def _resizing(height, width, new_height, new_width):
 
 
 def _resized(s, t):
-    """The larger of two maps at the smaller one's size."""
-    size = min(s.shape[1:-1], t.shape[1:-1])
+    """The larger of two maps at the smaller one's size: means where that is a whole factor (the authors' code)."""
+    size = tuple(min(lengths) for lengths in zip(s.shape[1:-1], t.shape[1:-1], strict=True))
     for x in (s, t):
-        if x.shape[1:-1] == size:
-            yield x
+        lengths = x.shape[1:-1]
+        if all(length % new == 0 for length, new in zip(lengths, size, strict=True)):
+            yield _adaptive_mean(x, size) if size else x
         else:
             pixels = x.reshape(len(x), -1, x.shape[-1])
-            resized = np.einsum("bpc,pq->bqc", pixels, _resizing(*x.shape[1:-1], *size))
+            resized = np.einsum("bpc,pq->bqc", pixels, _resizing(*lengths, *size))
             yield resized.reshape(len(x), *size, -1)
+
+
+def _adaptive_mean(x, size):
+    """adaptive_avg_pool2d: cell i of n is the mean from floor(i length / n) to ceil((i + 1) length / n)."""
+    (height, width), (rows, columns) = x.shape[1:-1], size
+    result = np.empty((len(x), rows, columns, x.shape[-1]))
+    for i, j in np.ndindex(rows, columns):
+        rows_of = slice(i * height // rows, math.ceil((i + 1) * height / rows))
+        columns_of = slice(j * width // columns, math.ceil((j + 1) * width / columns))
+        result[:, i, j] = x[:, rows_of, columns_of].mean(axis=(1, 2))
+    return result
 
 
 def _flat(x):
@@ -154,9 +171,11 @@ def _attention(s, t, weights):  # a(F) = mean_c F^2 / |mean_c F^2|; mean (a(F_s)
     return np.mean((s - t) ** 2)
 
 
-def _variational(s, t, weights):  # mean of 1/2 [(m(F_s) - F_t)^2 / sigma^2 + log sigma^2]
+def _variational(s, t, weights):  # mean of 1/2 [(m(F_s) - F_t)^2 / sigma^2 + log sigma^2], m = W3 relu(W2 relu(W1 F_s))
     s, t = _resized(s, t)
-    s = s @ next(weights["kernel"]) + next(weights["bias"])
+    first, second, third = (next(weights["kernel"]) for _ in range(3))
+    assert first.shape == (s.shape[-1], t.shape[-1]) and second.shape == third.shape == (t.shape[-1],) * 2
+    s = np.maximum(np.maximum(s @ first, 0) @ second, 0) @ third
     variance = np.log1p(np.exp(next(weights["rest"]))) + 1e-5
     return np.mean(((s - t) ** 2 / variance + np.log(variance)) / 2)
 
@@ -232,7 +251,9 @@ def test_value_and_gradients(name, layout, scale):
 
     def reference():
         weights = _weights(learned, values)
-        return sum(REFERENCES[name](s, t, weights) for s, t in zip(students, teachers, strict=True))
+        total = sum(REFERENCES[name](s, t, weights) for s, t in zip(students, teachers, strict=True))
+        assert all(next(left, None) is None for left in weights.values())  # there are no others
+        return total
 
     assert loss.dtype == tf.float32
     assert loss.shape == ()
@@ -369,16 +390,19 @@ def test_attention_and_relations_by_hand():
 @pytest.mark.parametrize("layout", SAME)
 def test_variational_begins_at_a_variance_of_five_and_ends_at_its_logarithm(layout):
     (s,), (t,) = _features(layout)
+    t = np.abs(t)  # as after a ReLU
     learned = Learned(0)
     _loss("variational", [s], [t], learned)
-    kernel, bias, rho = (next(v for v in learned.variables if kind in v.name) for kind in ("kernel", "bias", "var"))
-    assert rho.shape == t.shape[-1:]
+    kernels = [variable for variable in learned.variables if "kernel" in variable.name]
+    (rho,) = [variable for variable in learned.variables if "kernel" not in variable.name]  # there is no bias
+    assert rho.shape == t.shape[-1:] and len(kernels) == 3
     np.testing.assert_allclose(np.log1p(np.exp(rho.numpy().astype(np.float64))) + 1e-5, 5, rtol=1e-6)
-    kernel.assign(tf.zeros_like(kernel))
-    bias.assign(tf.zeros_like(bias))
+    for kernel in kernels:
+        kernel.assign(tf.zeros_like(kernel))
     by_hand = 0.5 * (2.0**2 / 5 + math.log(5))
     assert _loss("variational", [s], [np.full_like(t, 2)], learned).numpy() == pytest.approx(by_hand, rel=1e-6)
-    kernel.assign(tf.reshape(tf.eye(t.shape[-1]), kernel.shape))
+    for kernel in kernels:
+        kernel.assign(tf.reshape(tf.eye(t.shape[-1]), kernel.shape))
     rho.assign(tf.linspace(-3.0, 3.0, t.shape[-1]))
     loss, (gradient,), _, _ = _gradients("variational", [t], [t], learned)
     lowest = 0.5 * np.mean(np.log(np.log1p(np.exp(rho.numpy())) + 1e-5))
@@ -454,8 +478,7 @@ def _hcl(x, y):
     for size in (4, 2, 1):
         if size < x.shape[1]:
             weight /= 2
-            b, h, w, c = x.shape
-            pooled = (x - y).reshape(b, size, h // size, size, w // size, c).mean(axis=(2, 4))
+            pooled = _adaptive_mean(x - y, (size, min(size, x.shape[2])))
             total, weights = total + weight * np.mean(pooled**2), weights + weight
     return total / weights
 
@@ -470,44 +493,96 @@ def test_hcl_is_a_weighted_mean_over_pooled_sizes(shape):
         assert features.hcl(x, x).numpy() == 0
 
 
-def _convolved(learned, shape, x):
-    """By the one convolution whose kernel has this shape, and its bias, SAME."""
-    (kernel,) = [v for v in learned.trainable_variables if v.shape == shape]
-    (bias,) = [v for v in learned.trainable_variables if v.name == kernel.name.replace("kernel", "bias")]
-    kernel, bias = _doubles([kernel, bias])
-    border = shape[0] // 2
+def _convolved(x, kernel):
+    """SAME, by a kernel [size, size, channels, filters]."""
+    border = len(kernel) // 2
     padded = np.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, shape[:2], axis=(1, 2))
-    return np.einsum("bhwcij,ijcd->bhwd", windows, kernel) + bias
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[:2], axis=(1, 2))
+    return np.einsum("bhwcij,ijcd->bhwd", windows, kernel)
 
 
-def test_review_of_two_layers():
-    # the deeper map is one pixel, so that there is one way to resize it to the other's size
+def _nearest(x, size):
+    """interpolate(mode="nearest"): place i of n is that of floor(i length / n)."""
+    rows, columns = (np.arange(new) * length // new for length, new in zip(x.shape[1:-1], size, strict=True))
+    return x[:, rows][:, :, columns]
+
+
+def _review(students, teachers, weights):
+    """The authors' ABF modules from the pooled embedding up, then their HCL; `weights` by learned variables' names."""
+    left = dict(weights)
+
+    def normalised(x, name):  # batch norm in training: (x - mean) / sqrt(variance + 1e-5), over images and pixels
+        x = (x - x.mean(axis=(0, 1, 2))) / np.sqrt(x.var(axis=(0, 1, 2)) + 1e-5)
+        return x * left.pop(f"{name}/scale") + left.pop(f"{name}/offset")
+
+    names = [f"block{i}_stage{i}" if i else "block0" for i in range(len(students))]
+    layers = list(zip(names, students, teachers, strict=True))
+    layers.append((f"{names[-1]}/pooled", *(x[-1].mean(axis=(1, 2), keepdims=True) for x in (students, teachers))))
+    carried, total = None, 0.0
+    for name, s, t in reversed(layers):
+        kernel = left.pop(f"{name}/review/kernel")
+        assert kernel.shape == (1, 1, s.shape[-1], students[-1].shape[-1])
+        x = normalised(_convolved(s, kernel), f"{name}/review")
+        if carried is not None:
+            y = _nearest(carried, x.shape[1:-1])
+            kernel, bias = (left.pop(f"{name}/review_attention/{kind}") for kind in ("kernel", "bias"))
+            attention = 1 / (1 + np.exp(-_convolved(np.concatenate([x, y], axis=-1), kernel) - bias))
+            x = x * attention[..., :1] + y * attention[..., 1:]
+        carried = _nearest(x, t.shape[1:-1])
+        kernel = left.pop(f"{name}/review_output/kernel")
+        assert kernel.shape == (3, 3, students[-1].shape[-1], t.shape[-1])
+        total += _hcl(normalised(_convolved(carried, kernel), f"{name}/review_output"), t)
+    assert not left
+    return total
+
+
+REVIEWED = {
+    "deepest of one pixel": ([(8, 8, 2), (1, 1, 4)], [(8, 8, 6), (1, 1, 10)]),
+    "student smaller": ([(4, 4, 2), (2, 2, 3)], [(8, 8, 2), (4, 4, 3)]),
+    "student larger": ([(8, 8, 2), (4, 4, 3)], [(4, 4, 3), (2, 2, 2)]),
+    "uneven": ([(5, 5, 2), (3, 3, 2), (2, 2, 3)], [(7, 7, 1), (3, 3, 2), (2, 2, 2)]),
+    "one layer": ([(4, 4, 2)], [(4, 4, 3)]),
+}
+
+
+@pytest.mark.parametrize("layout", REVIEWED)
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+def test_review_is_the_authors(layout, scale):
     rng = np.random.default_rng(0)
-    shallow, deep = (rng.normal(size=(4, *shape)).astype(np.float32) for shape in ((8, 8, 1), (1, 1, 4)))
-    t_shallow, t_deep = (rng.normal(size=(4, *shape)).astype(np.float32) for shape in ((8, 8, 6), (1, 1, 10)))
-    learned = _prepared("review", [shallow, deep], [t_shallow, t_deep])
-    loss, gradients, _, _ = _gradients("review", [shallow, deep], [t_shallow, t_deep], learned)
-    shallow, deep, t_shallow, t_deep = _doubles([shallow, deep, t_shallow, t_deep])
+    students, teachers = (
+        [(scale * rng.normal(size=(4, *shape))).astype(np.float32) for shape in side] for side in REVIEWED[layout]
+    )
+    learned = _prepared("review", students, teachers)
+    loss, gradients, weight_gradients, _ = _gradients("review", students, teachers, learned)
+    students, teachers, values = _doubles(students), _doubles(teachers), _doubles(learned.variables)
+    weights = {variable.name.removesuffix(":0"): x for variable, x in zip(learned.variables, values, strict=True)}
+    assert len(weights) == len(learned.trainable_variables)
 
     def reference():
-        carried = _convolved(learned, [1, 1, 4, 5], deep)  # to half of ten channels
-        total = _hcl(_convolved(learned, [3, 3, 5, 10], carried), t_deep)
-        own, carried = _convolved(learned, [1, 1, 1, 5], shallow), np.tile(carried, (1, 8, 8, 1))
-        both = np.concatenate([own, carried], axis=-1)
-        attention = 1 / (1 + np.exp(-_convolved(learned, [1, 1, 10, 2], both)))
-        merged = own * attention[..., :1] + carried * attention[..., 1:]
-        return total + _hcl(_convolved(learned, [3, 3, 5, 6], merged), t_shallow)
+        return _review(students, teachers, weights)
 
-    assert loss.numpy() == pytest.approx(reference(), rel=1e-5)
-    for x, gradient in zip((shallow, deep), gradients, strict=True):
-        _assert_slope(gradient, reference, x, 1e-5)
+    np.testing.assert_allclose(loss.numpy(), reference(), rtol=2e-5)
+    steps = [1e-5 * scale] * len(students) + [1e-5] * len(values)
+    for x, gradient, step in zip([*students, *values], [*gradients, *weight_gradients], steps, strict=True):
+        directions, expected = rng.normal(size=(3, *x.shape)), []  # all places are many
+        began = x.copy()
+        for direction in directions:
+            ends = []
+            for sign in (1, -1):
+                x[...] = began + sign * step * direction
+                ends.append(reference())
+            expected.append((ends[0] - ends[1]) / (2 * step))
+        x[...] = began
+        result = np.tensordot(directions, np.asarray(gradient, np.float64), x.ndim)
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=5e-5 * np.abs(expected).max())
 
 
-def test_review_has_at_most_256_channels_in_the_middle():
-    learned = Learned(0)
-    _loss("review", [np.ones((4, 2, 2, 3), np.float32)], [np.ones((4, 2, 2, 600), np.float32)], learned)
-    assert [1, 1, 3, 256] in [list(v.shape) for v in learned.trainable_variables]
+def test_review_has_at_most_512_channels_in_the_middle():
+    for channels, middle in ((600, 512), (3, 3)):
+        learned = Learned(0)
+        _loss("review", [np.ones((4, 1, 1, channels), np.float32)], [np.ones((4, 1, 1, 2), np.float32)], learned)
+        shapes = [list(v.shape) for v in learned.trainable_variables]
+        assert shapes.count([1, 1, channels, middle]) == 2 and [3, 3, middle, 2] in shapes
 
 
 def test_review_of_a_teacher_with_one_channel():
@@ -529,45 +604,64 @@ def _embedded(learned, whose, x):
 
 
 def _nce(anchor, memory, drawn, constant=None):
-    # x = exp(anchor . memory / tau) / Z, c = K P_n: - mean_i [log(x+ / (x+ + c)) + sum log(c / (x- + c))]
-    positive = np.exp(np.sum(anchor * memory[INDICES], axis=1, keepdims=True) / 0.5)
+    """- mean over images of log(x+ / (x+ + c)) + (a weighted sum of log(c / (x- + c))), and Z; x = exp(anchor . memory
+    / tau) / Z, c = K / n. Of K drawn those of other classes count, each K / (how many they are)."""
+    other = TRAINING_LABELS[INDICES][:, None] != TRAINING_LABELS[drawn]
+    shares = np.divide(other * len(drawn), other.sum(axis=1, keepdims=True), where=other, out=np.zeros(other.shape))
+    positive = np.exp(np.sum(anchor * memory[INDICES], axis=1) / 0.5)
     negative = np.exp(anchor @ memory[drawn].T / 0.5)
-    z = constant or np.mean(np.concatenate([positive, negative], axis=1)) * TRAINING_SIZE  # of the first step
-    positive, negative, c = positive / z, negative / z, len(drawn) / TRAINING_SIZE
-    return -np.mean(np.log(positive[:, 0] / (positive[:, 0] + c)) + np.log(c / (negative + c)).sum(axis=1)), z
+    if constant is None:  # of the first step: n times the mean score
+        constant = (positive.sum() + (shares * negative).sum()) / (len(INDICES) + shares.sum()) * TRAINING_SIZE
+    positive, negative, c = positive / constant, negative / constant, len(drawn) / TRAINING_SIZE
+    logs = np.log(positive / (positive + c)) + (shares * np.log(c / (negative + c))).sum(axis=1)
+    return -np.mean(logs), constant
 
 
+def _both_nce(learned, s, t, began, drawn):
+    """Of the student's features against the teacher's memory as it was, and the other way round."""
+    sides = [("student", s, began["teacher_memory"]), ("teacher", t, began["student_memory"])]
+    return [_nce(_embedded(learned, whose, x), memory, drawn) for whose, x, memory in sides]
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
 @pytest.mark.parametrize("layout", ["other vectors", "other maps"])
-def test_contrastive_step_with_one_negative(layout):
+def test_contrastive_step_with_few_negatives(layout, negatives):
     (s,), (t,) = _features(layout)
-    learned = Learned(0)
-    loss = _loss("contrastive", [s], [t], learned, keys={"negatives": 1}).numpy()
+    learned, keys = Learned(0), {"negatives": negatives}
+    loss, (gradient,), _, _ = _gradients("contrastive", [s], [t], learned, keys=keys)
     began = dict(zip(_state(learned), _doubles(learned.initial(0)), strict=True))
     after = _state(learned)
-    student, teacher = _embedded(learned, "student", s), _embedded(learned, "teacher", t)
-    # the one negative is one of the seven images, the same for all anchors; the memories are those before the step
-    sides = [(student, began["teacher_memory"]), (teacher, began["student_memory"])]
-    expected = [[_nce(anchor, memory, [drawn]) for anchor, memory in sides] for drawn in range(TRAINING_SIZE)]
-    (of_student, z_student), (of_teacher, z_teacher) = min(expected, key=lambda x: abs(x[0][0] + x[1][0] - loss))
-    assert loss == pytest.approx(of_student + of_teacher, rel=1e-5)
+    s, t = _doubles([s, t])
+    # which of the seven images were drawn, the same for all anchors, is for the loss to say; the memories are those
+    # before the step
+    draws = [list(drawn) for drawn in itertools.combinations_with_replacement(range(TRAINING_SIZE), negatives)]
+    distances = [abs(sum(one for one, _ in _both_nce(learned, s, t, began, drawn)) - loss) for drawn in draws]
+    drawn = draws[int(np.argmin(distances))]
+    if negatives == 3:  # some of a batch's images have ones of their own class among these
+        assert 0 < np.mean(TRAINING_LABELS[INDICES][:, None] == TRAINING_LABELS[drawn]) < 1
+        assert len(set(TRAINING_LABELS[drawn])) > 1
+    (of_student, z_student), (of_teacher, z_teacher) = _both_nce(learned, s, t, began, drawn)
+    assert loss.numpy() == pytest.approx(of_student + of_teacher, rel=1e-5)
     assert after["student_log_constant"] == pytest.approx(math.log(z_student), rel=1e-5)
     assert after["teacher_log_constant"] == pytest.approx(math.log(z_teacher), rel=1e-5)
+    memory = began["teacher_memory"]
+    _assert_slope(gradient, lambda: _nce(_embedded(learned, "student", s), memory, drawn, z_student)[0], s, 1e-5)
     others = np.setdiff1d(np.arange(TRAINING_SIZE), INDICES)
-    for whose, new in (("student", student), ("teacher", teacher)):
-        old, memory = began[f"{whose}_memory"], after[f"{whose}_memory"]
+    for whose, x in (("student", s), ("teacher", t)):
+        old, memory, new = began[f"{whose}_memory"], after[f"{whose}_memory"], _embedded(learned, whose, x)
         assert 0.8 / math.sqrt(5 / 3) < np.abs(old).max() <= 1 / math.sqrt(5 / 3)
         np.testing.assert_array_equal(memory[others], old[others])
         np.testing.assert_allclose(memory[INDICES], _unit(0.75 * old[INDICES] + 0.25 * new), atol=1e-6)
         np.testing.assert_allclose(np.sum(memory[INDICES] ** 2, axis=1), 1, rtol=1e-5)
     assert np.abs(began["student_memory"] - began["teacher_memory"]).max() > 0.1
-    _loss("contrastive", [-s], [t], learned, keys={"negatives": 1})
+    _loss("contrastive", [-s.astype(np.float32)], [t.astype(np.float32)], learned, keys=keys)
     for constant in ("student_log_constant", "teacher_log_constant"):
         assert _state(learned)[constant] == after[constant]
 
 
-@pytest.mark.parametrize("negatives", [3, 100])
+@pytest.mark.parametrize("negatives", [5, 100])
 def test_contrastive_of_a_memory_of_one_row(negatives):
-    # every draw is of this row; of a hundred negatives there are as many as images
+    # every draw is of this row, so that those of other classes count as all; of a hundred there are as many as images
     (s,), (t,) = _features("other vectors")
     learned, keys = Learned(0), {"negatives": negatives}
     _loss("contrastive", [s], [t], learned, keys=keys)
@@ -577,13 +671,24 @@ def test_contrastive_of_a_memory_of_one_row(negatives):
             variable.assign(rows if "memory" in variable.name else math.log(10.0))
     loss, (gradient,), _, _ = _gradients("contrastive", [s], [t], learned, keys=keys)
     s, t = _doubles([s, t])
-    drawn = [0] * min(negatives, TRAINING_SIZE)
+    drawn = list(range(min(negatives, TRAINING_SIZE)))  # there are all three classes among them
 
     def reference():
         return sum(_nce(_embedded(learned, *x), rows, drawn, 10.0)[0] for x in (("student", s), ("teacher", t)))
 
     assert loss.numpy() == pytest.approx(reference(), rel=1e-5)
     _assert_slope(gradient, reference, s, 1e-5)
+
+
+def test_contrastive_of_one_class_alone_has_no_negatives(monkeypatch):
+    monkeypatch.setitem(globals(), "TRAINING_LABELS", np.zeros(TRAINING_SIZE, np.int32))
+    (s,), (t,) = _features("other vectors")
+    learned = Learned(0)
+    loss, (gradient,), _, _ = _gradients("contrastive", [s], [t], learned)
+    began = dict(zip(_state(learned), _doubles(learned.initial(0)), strict=True))
+    expected = _both_nce(learned, *_doubles([s, t]), began, [0] * CONTRASTIVE["negatives"])
+    assert loss.numpy() == pytest.approx(sum(one for one, _ in expected), rel=1e-5)
+    assert np.isfinite(gradient).all()
 
 
 def test_contrastive_at_a_temperature_whose_scores_are_beyond_float32():
@@ -596,14 +701,13 @@ def test_contrastive_at_a_temperature_whose_scores_are_beyond_float32():
     sides = [(student, began["teacher_memory"]), (teacher, began["student_memory"])]
 
     def reference(drawn):  # the same in logarithms, which float64 needs here, too
-        total = 0.0
+        total, other = 0.0, TRAINING_LABELS[INDICES] != TRAINING_LABELS[drawn]
         for anchor, memory in sides:
             positive = np.sum(anchor * memory[INDICES], axis=1) / 0.001
             negative = anchor @ memory[drawn] / 0.001
-            log_c = (
-                np.logaddexp.reduce([*positive, *negative]) - np.log(8) + np.log(TRAINING_SIZE) - np.log(TRAINING_SIZE)
-            )
-            total += np.mean(np.logaddexp(0, log_c - positive) + np.logaddexp(0, negative - log_c))
+            scores = [*positive, *negative[other]]
+            log_c = np.logaddexp.reduce(scores) - np.log(len(scores)) + np.log(TRAINING_SIZE) - np.log(TRAINING_SIZE)
+            total += np.mean(np.logaddexp(0, log_c - positive) + other * np.logaddexp(0, negative - log_c))
         return total
 
     assert min(abs(reference(drawn) / loss - 1) for drawn in range(TRAINING_SIZE)) < 1e-4

@@ -32,9 +32,9 @@ def _kl(log_p, log_q):
 
 
 def _standardised(x, standardise):
-    # (x - mean) / (population std + 1e-7), row by row
+    # (x - mean) / (std over C - 1 + 1e-7), row by row: torch's default, which the authors' code takes
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / (np.sqrt(np.mean(centred**2, axis=-1, keepdims=True)) + 1e-7) if standardise else x
+    return centred / (np.std(x, axis=-1, ddof=1, keepdims=True) + 1e-7) if standardise else x
 
 
 def _target(x, y):
@@ -84,10 +84,11 @@ def _pearson(log_a, log_b):
     return np.where(product > 0, np.sum(a * b, axis=-1) / np.where(product > 0, product, 1), 0)
 
 
-def _dist(z, v, y, T, inter_weight, intra_weight):
-    # inter_weight (1 - mean of the rows' correlations) + intra_weight (1 - mean of the columns')
+def _dist(z, v, y, T, inter_weight, intra_weight, scale_by_temperature_squared):
+    # T^2 [inter_weight (1 - mean of the rows' correlations) + intra_weight (1 - mean of the columns')]
     log_q, log_p = _log_softmax(z / T), _log_softmax(v / T)
-    return inter_weight * (1 - _pearson(log_q, log_p).mean()) + intra_weight * (1 - _pearson(log_q.T, log_p.T).mean())
+    inter, intra = 1 - _pearson(log_q, log_p).mean(), 1 - _pearson(log_q.T, log_p.T).mean()
+    return (T**2 if scale_by_temperature_squared else 1) * (inter_weight * inter + intra_weight * intra)
 
 
 def _nkd(z, v, y, T, non_target_weight, standardise_logits):
@@ -99,12 +100,15 @@ def _nkd(z, v, y, T, non_target_weight, standardise_logits):
 
 
 def _multi_level(z, v, y, T, temperatures, batch_weight, class_weight, standardise_logits):
-    # sum of T'^2 KL(p^T' || q^T') + batch_weight ||q q' - p p'||^2 / B + class_weight ||q' q - p' p||^2 / C
+    # sum over t of t^2 KL(p^t || q^t) + batch_weight ||q q' - p p'||^2 / B + class_weight ||q' q - p' p||^2 / C
     z, v = (_standardised(x, standardise_logits) for x in (z, v))
-    loss = sum(t**2 * _kl(_log_softmax(v / t), _log_softmax(z / t)).mean() for t in (T, *temperatures))
-    q, p = np.exp(_log_softmax(z / T)), np.exp(_log_softmax(v / T))
-    loss += batch_weight * np.sum((q @ q.T - p @ p.T) ** 2) / z.shape[0]
-    return loss + class_weight * np.sum((q.T @ q - p.T @ p) ** 2) / z.shape[1]
+    loss = 0
+    for t in (T, *temperatures):
+        q, p = np.exp(_log_softmax(z / t)), np.exp(_log_softmax(v / t))
+        loss += t**2 * _kl(_log_softmax(v / t), _log_softmax(z / t)).mean()
+        loss += batch_weight * np.sum((q @ q.T - p @ p.T) ** 2) / z.shape[0]
+        loss += class_weight * np.sum((q.T @ q - p.T @ p) ** 2) / z.shape[1]
+    return loss
 
 
 def _label_smoothing(z, v, y, T, smoothing):
@@ -113,13 +117,19 @@ def _label_smoothing(z, v, y, T, smoothing):
     return -np.mean(np.sum(target * _log_softmax(z), axis=-1))
 
 
-def _teacher_free(z, v, y, T, probability):
-    # T^2 KL(softmax(log p_d / T) || q^T)
+def _teacher_free(z, v, y, T, probability, soften, student_temperature, scale_by_temperature_squared):
+    # the authors' code: KL(softmax(p_d / T) || softmax(z)); as of a real teacher: T^2 KL(softmax(log p_d / T) || q^T)
     p = np.where(np.eye(z.shape[1])[y] > 0, probability, (1 - probability) / (z.shape[1] - 1))
-    return T**2 * _kl(_log_softmax(np.log(p) / T), _log_softmax(z / T)).mean()
+    log_p = _log_softmax({"probabilities": p, "logits": np.log(p)}[soften] / T)
+    factor = T**2 if scale_by_temperature_squared else 1
+    return factor * _kl(log_p, _log_softmax(z / (student_temperature or T))).mean()
 
 
 PLAIN, STANDARD = {"standardise_logits": False}, {"standardise_logits": True}
+DIST = {"inter_weight": 1.5, "intra_weight": 0.6}
+TEACHER_FREE = {"probability": 0.9, "soften": "probabilities"}
+TEACHER_FREE |= {"student_temperature": 1.0, "scale_by_temperature_squared": False}
+LIKE_KD = {"probability": 0.9, "soften": "logits", "student_temperature": None, "scale_by_temperature_squared": True}
 MULTI = {"temperatures": [2.0, 6.0], "batch_weight": 0.7, "class_weight": 1.3}
 CASES = {
     "kd": (kd, _kd, {"scale_by_temperature_squared": True, **PLAIN}),
@@ -130,13 +140,16 @@ CASES = {
     "logit_mse-standard": (logit_mse, _logit_mse, {"zero_mean": False, **STANDARD}),
     "dkd": (dkd, _dkd, {"target_weight": 1.5, "non_target_weight": 0.6, **PLAIN}),
     "dkd-standard": (dkd, _dkd, {"target_weight": 0.5, "non_target_weight": 2.0, **STANDARD}),
-    "dist": (dist, _dist, {"inter_weight": 1.5, "intra_weight": 0.6}),
+    "dist": (dist, _dist, {**DIST, "scale_by_temperature_squared": True}),
+    "dist-unscaled": (dist, _dist, {**DIST, "scale_by_temperature_squared": False}),
     "nkd": (nkd, _nkd, {"non_target_weight": 1.7, **PLAIN}),
     "nkd-standard": (nkd, _nkd, {"non_target_weight": 0.6, **STANDARD}),
     "multi_level": (multi_level, _multi_level, {**MULTI, **PLAIN}),
     "multi_level-standard": (multi_level, _multi_level, {**MULTI, **STANDARD}),
     "label_smoothing": (label_smoothing, _label_smoothing, {"smoothing": 0.2}),
-    "teacher_free": (teacher_free, _teacher_free, {"probability": 0.9}),
+    "teacher_free": (teacher_free, _teacher_free, TEACHER_FREE),
+    "teacher_free-at-2": (teacher_free, _teacher_free, {**TEACHER_FREE, "student_temperature": 2.0}),
+    "teacher_free-as-kd": (teacher_free, _teacher_free, LIKE_KD),
 }
 STANDARDISED = [name for name in CASES if name.endswith("standard")]
 ZERO_AT_TEACHER = [name for name in CASES if not name.startswith(("nkd", "label", "teacher"))]
@@ -207,7 +220,9 @@ def test_the_value_is_the_reference(name, scale, classes, temperature):
     highest = max([temperature, *CASES[name][2].get("temperatures", [])])
     largest = np.abs(_log_softmax(np.stack([z, v]) / highest)).max()
     atol = 2 * EPSILON * largest * highest**2
-    if name == "dist":  # what is correlated are the distances of probabilities from their mean: about scale / T
+    if name.startswith(
+        "dist"
+    ):  # what is correlated are the distances of probabilities from their mean: about scale / T
         atol = 4 * EPSILON * temperature / min(scale, 1)
     np.testing.assert_allclose(result.numpy(), _expected(name, z, v, y, temperature), rtol=1e-5, atol=atol)
 
@@ -238,7 +253,7 @@ def test_extreme_logits_have_a_finite_value_and_gradient(name):
         result, gradient = _value_and_gradient(name, student, teacher, y, temperature)
         assert np.isfinite(result)
         assert np.isfinite(gradient).all()
-        if name != "dist":  # whose columns can be so small that they count as without variance
+        if not name.startswith("dist"):  # whose columns can be so small that they count as without variance
             np.testing.assert_allclose(result, _expected(name, student, teacher, y, temperature), rtol=1e-5, atol=1e-4)
 
 
@@ -320,7 +335,7 @@ def test_standardised_logits_have_no_scale_and_no_shift(name):
 @every_scale
 def test_it_is_zero_with_its_gradient_where_the_student_equals_the_teacher(name, scale, temperature):
     z, _, y = _data(name, scale)
-    atol = 1e-5 * max(1, temperature / scale / 10) if name == "dist" else 1e-6 / min(scale, 1)
+    atol = 1e-5 * max(1, temperature / scale / 10) if name.startswith("dist") else 1e-6 / min(scale, 1)
     np.testing.assert_allclose(_value(name, z, z, y, temperature), 0, atol=atol)
     np.testing.assert_allclose(_gradient(name, z, z, y, temperature), 0, atol=atol)
 
@@ -368,7 +383,7 @@ def test_dist_counts_rows_and_columns_without_variance_as_uncorrelated(rows, cla
     for student, teacher, keys in cases:
         for temperature in (1.0, 4.0):
             result, gradient = _value_and_gradient("dist", student, teacher, y, temperature, **keys)
-            np.testing.assert_allclose(result, 1, atol=1e-5)
+            np.testing.assert_allclose(result, temperature**2, atol=1e-5)
             assert np.isfinite(gradient).all()
 
 
@@ -388,6 +403,16 @@ def test_label_smoothing_is_least_where_the_softmax_is_the_smoothed_target():
     for seed in range(10):
         shift = np.random.default_rng(seed).normal(size=z.shape).astype(np.float32)
         assert _value("label_smoothing", z + 0.1 * shift, v, y, 1.0) > least
+
+
+def test_teacher_free_is_a_hundredth_of_its_authors_multiplier_for_a_hundred_classes():
+    # they multiply by 100 what torch's KLDivLoss makes of it by default: a mean over images and classes
+    z, v, y = _data(classes=100)
+    p_d = np.where(np.eye(100)[y] > 0, 0.99, 0.01 / 99)
+    p = np.exp(p_d / 20) / np.exp(p_d / 20).sum(axis=1, keepdims=True)
+    assert p.max() / p.min() < 1.06  # nearly uniform
+    expected = 100 * np.mean(p * (np.log(p) - _log_softmax(z.astype(np.float64))))
+    assert _value("teacher_free", z, v, y, 20.0, probability=0.99).numpy() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["label_smoothing", "teacher_free"])

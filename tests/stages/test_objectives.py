@@ -16,6 +16,8 @@ from kdrun.overrides import config_dir
 
 startup.load_tensorflow()
 
+import tensorflow as tf  # noqa: E402
+
 from kdrun import models  # noqa: E402
 from kdrun.data import batches, datasets  # noqa: E402
 from kdrun.objectives import soft_targets  # noqa: E402
@@ -234,6 +236,7 @@ def test_an_objective_of_the_users_own_in_ten_lines(outputs, teacher, tmp_path, 
         (["objective=null"], "objective=null: a choice cannot be null. Allowed: attention, contrastive"),
         (["objective=[]"], "objective must name at least one"),
         (["distill.mixup=1"], "mixes images, which then have no label"),
+        (["distill.mixup=1", "alpha=1", "objective=contrastive"], "take an objective without labels"),
         (["objective=function_matching", "teacher.cache=on"], "no kept answers are of"),
         (["teacher.weights=[1,2]"], "must be one for each teacher, and there are 1"),
         (["teacher.shuffle=all", "teacher.cache=off"], "Set teacher.cache=on"),
@@ -381,6 +384,40 @@ def test_a_step_of_peers_is_that_of_the_formula():
         slope = (0.75 * (softmax(own) - one_hot) + 0.25 * 2 * (softmax(own / 2) - softmax(other / 2))) / 8
         np.testing.assert_allclose(model.get_weights()[0], kernel - 0.5 * x.T @ slope, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(model.get_weights()[1], bias - 0.5 * slope.sum(axis=0), rtol=1e-5, atol=1e-7)
+
+
+def test_an_objective_gets_the_labels_of_the_batch_and_of_all_training_images():
+    from kdrun.training import loop
+
+    images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
+    labels = np.array([2, 0, 1, 1, 0, 2, 0, 1], np.int32)
+    sgd = {"name": "sgd", "learning_rate": 0.5, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    sgd |= {"schedule": "constant", "warmup_epochs": 0.0}
+
+    def build(seed):
+        keys = {"hidden_units": [], "input_dropout": 0.0, "hidden_dropout": 0.0}
+        return models.build({"name": "mlp", **keys}, (2, 2, 1), 3, seed, "float32")
+
+    def digits(batch):  # the labels themselves, as the digits of a number of the base three
+        places = 3 ** tf.range(tf.size(batch.training_labels))
+        return tf.cast(tf.reduce_sum(batch.training_labels * places), tf.float32)
+
+    def of_the_batch(batch):
+        same = tf.gather(batch.training_labels, batch.indices) == batch.labels
+        return tf.cast(tf.reduce_all(same), tf.float32)
+
+    nobody = {"layers": {}, "kept": {}, "ask": None, "validation": None, "test": None, "training_size": 8}
+    objectives = {"digits": digits, "of_the_batch": of_the_batch}
+    teaching = network.Teaching(objectives=objectives, told=lambda given, temperature: (None, {}), **nobody)
+    made = network.Network(build, 1, sgd, False, teaching)
+    weights = [loop.Annealed(1.0)] * 2
+    settings = loop.Settings(1, 1, 3, 2, 0, False, sgd, loop.Annealed(2.0), loop.Annealed(0.25), weights)
+    steps = loop.compiled_steps(made, datasets.Split(images, labels), settings)
+    indices = np.array([[5, 0, 2], [7, 1, 3]], np.int32)
+    values, draws = np.array([[0.5, 2.0, 0.25, 1.0, 1.0]] * 2, np.float32), np.zeros((2, 2), np.int32)
+    rows = steps(indices, 0 * indices, values, np.ones(2, np.float32), draws, {}).numpy()
+    assert rows[:, -2].tolist() == [np.sum(labels * 3 ** np.arange(8))] * 2
+    assert rows[:, -1].tolist() == [1.0, 1.0]
 
 
 def test_simkds_student_has_the_teachers_classifier_and_can_be_evaluated(outputs, teacher):

@@ -1,0 +1,73 @@
+"""What kdrun computes, computed in another way: images by NumPy, a plain forward pass, measures in float64."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kdrun.data import datasets
+
+
+def record(run_dir: Path) -> dict:
+    """A run's run.json."""
+    return json.loads((run_dir / "run.json").read_text())
+
+
+def split(name: str, validation: int, train: int = 0, test: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's images float32 [n, 28, 28, 1] in [0, 1] and labels of a split of these sizes, validation first."""
+    with np.load(Path(datasets.__file__).with_name("mnist.npz")) as mnist:
+        x, y = (mnist[f"{array}_{'test' if name == 'test' else 'train'}"] for array in "xy")
+    part = {"validation": slice(validation), "train": slice(validation, validation + train), "test": slice(test)}[name]
+    return x[part, ..., np.newaxis].astype(np.float32) / 255, y[part].astype(np.int64)
+
+
+def network(run_dir: Path, which: str):
+    """A tf_keras network of the run's kind with its best or last weights, from the file."""
+    from kdrun import models
+
+    found = record(run_dir)
+    # of another seed: all that it says is from the file
+    made = models.build(found["model"], tuple(found["image_shape"]), found["num_classes"], 987, found["precision"])
+    made.load_weights(run_dir / "checkpoints" / f"{which}.weights.h5")
+    return made
+
+
+def logits(run_dir: Path, which: str, images: np.ndarray) -> np.ndarray:
+    """The logits of a run's best or last weights: dropout off, moving statistics; all images in one batch."""
+    return network(run_dir, which)(images, training=False).numpy().astype(np.float64)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    """Probabilities, float64."""
+    e = np.exp(np.asarray(z, np.float64) - np.max(z, axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def cross_entropy(z: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(label)."""
+    z = np.asarray(z, np.float64)
+    return float(np.mean(np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), labels]))
+
+
+def divergence(teacher: np.ndarray, student: np.ndarray, temperature: float = 1.0) -> float:
+    """Mean KL(softmax(v/T) || softmax(z/T))."""
+    log_p, log_q = (
+        z / temperature - np.logaddexp.reduce(z / temperature, axis=1, keepdims=True)
+        for z in (np.asarray(teacher, np.float64), np.asarray(student, np.float64))
+    )
+    return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1)))
+
+
+def measures(z: np.ndarray, labels: np.ndarray, teacher: np.ndarray | None = None) -> dict[str, float]:
+    """What run.json says of a split."""
+    predicted = z.argmax(axis=1)
+    found = {
+        "accuracy": float(np.mean(predicted == labels)),
+        "errors": int(np.sum(predicted != labels)),
+        "count": len(labels),
+        "cross_entropy": cross_entropy(z, labels),
+    }
+    if teacher is not None:
+        found["teacher_kl"] = divergence(teacher, z)
+        found["teacher_agreement"] = float(np.mean(predicted == teacher.argmax(axis=1)))
+    return found

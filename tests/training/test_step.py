@@ -1,0 +1,243 @@
+"""What the first step of a run minimises, through the command line, against the formula in float64.
+
+Runs of one step on one batch: the training line of metrics.jsonl is then what the initial student loses on these
+images. Student and teachers drop units: the student in training mode, by its own generator; the teachers, whose best
+epoch is not their last, in inference mode, wherever they are asked.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from held import bits
+
+from kdrun import startup
+from kdrun.cli import main
+from kdrun.registry import register
+
+startup.load_tensorflow()
+
+import tensorflow as tf  # noqa: E402
+
+from kdrun import models  # noqa: E402
+from kdrun.data import batches  # noqa: E402
+
+SEED, N, T, ALPHA = 5, 64, 3.0, 0.6
+SIZES = {"validation": 200, "train": N}
+COMMON = ["data.image_size=28", "data.validation_size=200", "data.test_size=50", "measure_latency=false"]
+COMMON += ["tensorboard.histograms=false", "optimizer=sgd", "model@teacher.model=mlp", "model@student.model=mlp"]
+COMMON += ["teacher.model.hidden_units=[12]", "teacher.model.hidden_dropout=0.5"]
+STUDENT = {"name": "mlp", "hidden_units": [8], "input_dropout": 0.2, "hidden_dropout": 0.5, "max_norm": None}
+COMMON += ["student.model.hidden_units=[8]", "student.model.input_dropout=0.2", "student.model.hidden_dropout=0.5"]
+STEP = [*COMMON, f"data.train_size={N}", f"batch_size={N}", "epochs=1", f"temperature={T}", f"alpha={ALPHA}"]
+STEP += [f"seed={SEED}"]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("step")
+
+
+@pytest.fixture(scope="module")
+def teachers(outputs) -> list[Path]:
+    """Two, under a rate that rises until it harms."""
+    command = ["-m", *COMMON, "stage=teacher", "data.train_size=1280", "batch_size=32", "epochs=2", "seed=1,2"]
+    command += ["optimizer.learning_rate=2", "optimizer.warmup_epochs=2", "sweep=teachers", f"outputs={outputs}"]
+    assert main(command) == 0
+    found = sorted(path.parent for path in outputs.glob("sweeps/teachers/*/run.json"))
+    for teacher in found:
+        assert reference.record(teacher)["results"]["validation"]["best"]["epoch"] == 1
+    return found
+
+
+def done(outputs: Path, *arguments) -> Path:
+    """The run directory of a command."""
+    before = set(outputs.glob("*/*/run.json"))
+    assert main([*arguments, f"outputs={outputs}"]) == 0
+    (made,) = set(outputs.glob("*/*/run.json")) - before
+    return made.parent
+
+
+def taught_by(teacher: Path) -> str:
+    """The override; a sweep's folders have an = in their names."""
+    return f"teacher.run='{teacher}'"
+
+
+def line(run_dir: Path, split: str = "train") -> dict:
+    """The last line of a split in metrics.jsonl."""
+    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["split"] == split][-1]
+
+
+def first_batch(views: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Indices, images, labels and views of the first step."""
+    (indices,), (chosen,) = batches.stream(SEED, 0, 1, N, N, views)
+    images, labels = reference.split("train", **SIZES)
+    return indices, images[indices], labels[indices], chosen
+
+
+def student(images: np.ndarray, seed: int = SEED, training: bool = True) -> np.ndarray:
+    """Logits of the initial student in the first step."""
+    return models.build(STUDENT, (28, 28, 1), 10, seed, "float32")(images, training=training).numpy()
+
+
+def kd(teacher: np.ndarray, z: np.ndarray) -> float:
+    return T**2 * reference.divergence(teacher, z, T)
+
+
+def assert_loss(found: dict, z: np.ndarray, labels: np.ndarray, teacher: np.ndarray, alpha: float = ALPHA) -> None:
+    """A training line of kd."""
+    expected = {"cross_entropy": reference.cross_entropy(z, labels), "kd": kd(teacher, z)}
+    expected["loss"] = (1 - alpha) * expected["cross_entropy"] + alpha * expected["kd"]
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=2e-5)
+
+
+def mean_of_two(one: np.ndarray, other: np.ndarray, share: float, temperature: float) -> np.ndarray:
+    """Logits whose softened probabilities are the mean of two teachers', weighted."""
+    mean = share * reference.softmax(one / temperature) + (1 - share) * reference.softmax(other / temperature)
+    return temperature * np.log(mean)
+
+
+def test_a_student_alone_drops_units(outputs):
+    found = line(done(outputs, *STEP, "stage=student"))
+    _, images, labels, _ = first_batch()
+    z = student(images)
+    assert found["loss"] == pytest.approx(reference.cross_entropy(z, labels), rel=2e-5)
+    assert found["accuracy"] == np.mean(z.argmax(axis=1) == labels)
+    assert found["loss"] != pytest.approx(reference.cross_entropy(student(images, training=False), labels), rel=1e-2)
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_a_teacher_with_dropout_is_asked_without(cache, outputs, teachers):
+    """Kept or live; on training images, and for what is said of validation and test."""
+    run_dir = done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), f"teacher.cache={cache}")
+    _, images, labels, _ = first_batch()
+    assert_loss(line(run_dir), student(images), labels, reference.logits(teachers[0], "best", images))
+    assert_held_against(run_dir, lambda images: reference.logits(teachers[0], "best", images))
+
+
+def assert_held_against(run_dir: Path, teacher) -> None:
+    """Validation and test say how far the student is from a teacher, on the very images."""
+    for split in ("validation", "test"):
+        images, labels = reference.split(split, 200, test=50)
+        expected = reference.measures(reference.logits(run_dir, "last", images), labels, teacher(images))
+        found = reference.record(run_dir)["results"][split]["last"]
+        assert found["teacher_kl"] == pytest.approx(expected["teacher_kl"], rel=1e-4)
+        assert found["teacher_agreement"] == pytest.approx(expected["teacher_agreement"], abs=1.5 / len(labels))
+
+
+def test_two_live_teachers_with_dropout_are_asked_without(outputs, teachers):
+    command = ["teacher.run=teachers", "teacher.weights=[3,1]", "teacher.cache=off"]
+    run_dir = done(outputs, *STEP, "stage=distill", *command)
+    _, images, labels, _ = first_batch()
+    both = [reference.logits(teacher, "best", images) for teacher in teachers]
+    assert_loss(line(run_dir), student(images), labels, mean_of_two(*both, 0.75, T))
+    assert_held_against(
+        run_dir, lambda images: mean_of_two(*(reference.logits(t, "best", images) for t in teachers), 0.75, 1.0)
+    )
+
+
+def shifted(images: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """By up to a pixel, rows first; what comes in is black."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return np.stack([p[v // 3 : v // 3 + 28, v % 3 : v % 3 + 28] for p, v in zip(padded, views, strict=True)])
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_shifted_images_are_shown_to_both_and_measured_is_on_unshifted_ones(cache, outputs, teachers):
+    command = [taught_by(teachers[0]), f"teacher.cache={cache}", "data.augment.jitter=1"]
+    run_dir = done(outputs, *STEP, "stage=distill", *command)
+    _, images, labels, views = first_batch(views=9)
+    assert len(set(views)) == 9
+    images = shifted(images, views)
+    assert_loss(line(run_dir), student(images), labels, reference.logits(teachers[0], "best", images))
+    assert_held_against(run_dir, lambda images: reference.logits(teachers[0], "best", images))
+
+
+def test_mixed_images_are_as_bright_as_images(outputs, teachers):
+    """Their shares sum to one; student and teacher see the same."""
+    command = [taught_by(teachers[0]), "distill.mixup=1", "alpha=1"]
+    found = line(done(outputs, *STEP, "stage=distill", *command))
+    _, images, labels, _ = first_batch()
+    (share,) = batches.shares(SEED, 0, 1, 1.0)
+    assert 0.1 < share < 0.9
+    mixed = share * images + (1 - share) * images[::-1]
+    assert_loss(found, student(mixed), labels, reference.logits(teachers[0], "best", mixed), alpha=1)
+
+
+def test_alpha_is_warmed_up(outputs, teachers):
+    """In its first step, of one an epoch, it is a fourth."""
+    found = line(done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), "alpha_warmup_epochs=4"))
+    assert found["alpha"] == pytest.approx(ALPHA / 4)
+    _, images, labels, _ = first_batch()
+    assert_loss(found, student(images), labels, reference.logits(teachers[0], "best", images), ALPHA / 4)
+
+
+@pytest.mark.parametrize("how", ["all", "within_class"])
+def test_a_shuffled_teacher_gives_each_image_the_answer_that_the_permutation_says(how, outputs, teachers):
+    found = line(done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), f"teacher.shuffle={how}"))
+    indices, images, labels, _ = first_batch()
+    everything, all_labels = reference.split("train", **SIZES)
+    others = everything[batches.shuffled(SEED, all_labels, how)[indices]]
+    assert_loss(found, student(images), labels, reference.logits(teachers[0], "best", others))
+
+
+def test_peers_drop_units_too(outputs):
+    """The student hears its peer as it trains: with the dropout of its own generator."""
+    found = line(done(outputs, *STEP, "stage=mutual", f"alpha={ALPHA}", f"temperature={T}"))
+    _, images, labels, _ = first_batch()
+    assert_loss(found, student(images), labels, student(images, SEED + 1))
+
+
+def test_the_classifier_that_simkd_takes_over_is_that_of_the_teachers_best_weights(outputs, teachers):
+    run_dir = done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), "objective=simkd")
+    expected = reference.network(teachers[0], "best").get_layer("classifier").get_weights()
+    for which in ("best", "last"):
+        found = reference.network(run_dir, which).get_layer("classifier").get_weights()
+        assert [array.tobytes() for array in found] == [array.tobytes() for array in expected]
+
+
+def test_features_beside_at_weight_zero_change_no_bit(outputs, teachers):
+    """The student is then a network of several outputs: its dropout must go on as before."""
+    command = [*STEP, "data.train_size=320", "epochs=2", "stage=distill", "teacher.cache=off"]
+    command += [taught_by(teachers[0]), "optimizer.learning_rate=0.1"]
+    alone = done(outputs, *command)
+    features = ["objective=[kd,fitnet]", "objective.fitnet.weight=0", "objective.fitnet.layers=[embedding]"]
+    beside = done(outputs, *command, *features, f"alpha={ALPHA}", f"temperature={T}")
+    assert line(beside)["fitnet"] > 0
+    found, expected = bits(beside), bits(alone)
+    assert {**found, "metrics.jsonl": b""} == {**expected, "metrics.jsonl": b""}
+
+
+@register("objective", "witness")
+def witness(batch):
+    """Writes down what it is given at each step."""
+    if not tf.executing_eagerly():
+        seen = (batch.random_seed, batch.indices, batch.labels, batch.temperature)
+        tf.numpy_function(lambda *given: SEEN.append(given), seen, [], stateful=True)
+    return 0.0 * tf.reduce_mean(batch.logits)
+
+
+SEEN: list[tuple] = []
+
+
+def test_each_step_draws_by_a_seed_of_its_own(outputs, teachers, tmp_path):
+    """As contrastive draws its negatives; and knows which images it sees."""
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective/witness.yaml").write_text(
+        "# @package _global_\nobjective:\n  witness: {weight: 1.0, weight_end: null, warmup_epochs: 0.0}\n"
+    )
+    command = ["--config-dir", str(tmp_path), *STEP, "stage=distill", taught_by(teachers[0]), "objective=witness"]
+    command += ["batch_size=32", "epochs=2", "temperature_end=1", "data.train_size=160"]
+    drawn = {}
+    for seed in (SEED, SEED + 1):
+        SEEN.clear()
+        done(outputs, *command, f"seed={seed}")
+        drawn[seed] = [tuple(int(number) for number in random_seed) for random_seed, *_ in SEEN]
+        indices, _ = batches.stream(seed, 0, 10, 32, 160, 1)
+        assert np.array_equal([step[1] for step in SEEN], indices)
+        assert np.array_equal([step[2] for step in SEEN], reference.split("train", 200, 160)[1][indices])
+        np.testing.assert_allclose([step[3] for step in SEEN], T + (1 - T) * np.arange(10) / 9, rtol=1e-6)
+    assert len({*drawn[SEED], *drawn[SEED + 1]}) == 20

@@ -5,13 +5,20 @@ from pathlib import Path
 
 def bits(run_dir: Path) -> dict[str, bytes]:
     """Everything that a run has come to: predictions, metrics, best and last weights."""
-    import h5py
-
     held = {name: (run_dir / name).read_bytes() for name in ("predictions/test.npz", "metrics.jsonl")}
-    for name in ("best", "last"):
-        with h5py.File(run_dir / f"checkpoints/{name}.weights.h5") as file:
-            datasets = []
-            file.visititems(lambda _, item, into=datasets: into.append(item) if hasattr(item, "dtype") else None)
-            held |= {f"{name} {item.name}": item[()].tobytes() for item in datasets}
+    for which in ("best", "last"):
+        found = arrays(run_dir / f"checkpoints/{which}.weights.h5")
+        held |= {f"{which} {name}": content for name, content in found.items()}
     assert len(held) > 4
     return held
+
+
+def arrays(path: Path) -> dict[str, bytes]:
+    """All arrays of a file of weights, by name."""
+    import h5py
+
+    with h5py.File(path) as file:
+        datasets = []
+        file.visititems(lambda _, item: datasets.append(item) if hasattr(item, "dtype") else None)
+        assert datasets
+        return {item.name: item[()].tobytes() for item in datasets}

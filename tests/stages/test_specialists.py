@@ -26,7 +26,7 @@ def only(outputs: Path, stage: str) -> Path:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
-    """A generalist whose last epoch is not its best, and below `still` and `trained` one specialist each of two classes.
+    """A generalist whose last epoch is not its best, and below `still` and `trained` one specialist of two classes.
 
     The first is trained at a rate at which no weight changes, the other like the generalist.
     """

@@ -1,0 +1,65 @@
+"""Another value for a key of a config, whatever key it is: for tests that change one after the other."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+# of keys that are null, by their last part
+_VALUES = {
+    "patience": 3,
+    "temperature_end": 1.0,
+    "alpha_end": 0.5,
+    "weight_end": 0.5,
+    "max_norm": 1.0,
+    "weights": [2.0],
+    "train_size": 100,
+    "test_size": 50,
+    "num_classes": 5,
+    "include_classes": [0, 1],
+    "resume": "auto",
+    "sweep": "mine",
+    "logits": "logits.npz",
+}
+# two words, of which one is another
+_WORDS = {
+    "annealing": ("linear", "cosine"),
+    "schedule": ("constant", "cosine"),
+    "precision": ("mixed_bfloat16", "float32"),
+    "combine": ("probabilities", "logits"),
+    "shuffle": ("none", "all"),
+    "classifier": ("own", "teacher"),
+    "cache": ("off", "on"),
+    "data.name": ("npz", "mnist"),
+    "optimizer.name": ("adam", "sgd"),
+    "teacher.model.name": ("mlp", "convnet"),
+    "student.model.name": ("mlp", "convnet"),
+    "stage": ("student", "teacher"),
+}
+
+
+def changed(config: Mapping, key: str) -> dict:
+    """The config with another value for a dotted key."""
+    found = copy.deepcopy(dict(config))
+    *path, last = key.split(".")
+    branch = found
+    for part in path:
+        branch = branch[part]
+    branch[last] = _another(key, branch[last])
+    return found
+
+
+def _another(key: str, value: Any) -> Any:
+    last = key.split(".")[-1]
+    if words := _WORDS.get(key, _WORDS.get(last)):
+        return words[value == words[0]]
+    if value is None:
+        return _VALUES[last]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 or 0.5
+    if isinstance(value, list):
+        return [*value, "embedding" if value and isinstance(value[0], str) else 3]
+    return f"another {value}"

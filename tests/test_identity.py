@@ -1,0 +1,134 @@
+"""What a run's fingerprint is of: every key of the config, one after the other, but for those that are listed here."""
+
+import hydra
+import pytest
+from another_value import changed
+from hydra.core.global_hydra import GlobalHydra
+
+from kdrun import runs
+from kdrun.config import flatten
+from kdrun.overrides import config_dir, plain
+
+# Keys, or the beginnings of keys, that no run's result depends on, and why.
+FREE = {
+    "outputs": "where it is written",
+    "cache_dir": "where the teacher's logits are",
+    "sweep": "where it is written",
+    "resume": "what is gone on with",
+    "reuse": "what is trained anew",
+    "checkpoint": "when states are saved",
+    "measure_latency": "after training",
+    "tensorboard": "what is shown",
+    "threads": "recorded, and kept by whoever goes on with a run",
+    "data.path": "the contents' sha256 counts",
+    "epochs": "the default of the stages' own",
+    "patience": "the default of the stages' own",
+    "batch_size": "the default of the stages' own",
+    "data.augment": "the default of the roles' own",
+    "data.train_on_validation": "the default of the roles' own",
+    "teacher.cache": "kept logits are the live ones",
+    "teacher.cache_features": "kept features are the live ones",
+    "teacher.overlap": "what is refused",
+}
+_DISTILLING = ["temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective"]
+_TRAINING = ["epochs", "patience", "batch_size"]
+# What a stage's network does not depend on: another's keys, and what the sums of the teachers' weights stand for.
+OF_OTHERS = {
+    "teacher": [
+        *("seed", "student", "distill", *_DISTILLING),
+        *("data.include_classes", "data.exclude_classes", "data.train_fraction"),
+        *(f"teacher.{key}" for key in ("run", "logits", "combine", "weights", "shuffle", "inference_batch_size")),
+    ],
+    "student": ["teacher", "distill", "student.classifier", *_DISTILLING],
+    "distill": [
+        *(f"student.{key}" for key in _TRAINING),
+        *(f"teacher.{key}" for key in ("run", "logits", "model", "seed", *_TRAINING, "augment", "train_on_validation")),
+    ],
+}
+OF_OTHERS["specialist"] = [
+    *(key for key in OF_OTHERS["teacher"] if key != "seed"),
+    *("run", "clusters", "teacher.seed", *(f"teacher.{key}" for key in _TRAINING)),
+]
+CHOICES = {
+    "as shipped": [],
+    "other groups": [
+        *("data=npz", "data.path=my.npz", "optimizer=sgd", "objective=[dkd,attention]"),
+        *("model@teacher.model=mlp", "model@student.model=mlp"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def compose():
+    """The config of some overrides, as plain values."""
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield lambda *given: plain(hydra.compose("config", list(given)))
+    GlobalHydra.instance().clear()
+
+
+def is_free(key: str, of_others=()) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in (*FREE, *of_others))
+
+
+def assert_all_but_the_free_count(config, fingerprint, of_others=()):
+    """The fingerprint is another one with another value for a key, exactly where the key is not free."""
+    expected = {key: not is_free(key, of_others) for key, _ in flatten(config) if key != "stage"}
+    before = fingerprint(config)
+    assert {key: fingerprint(changed(config, key)) != before for key in expected} == expected
+    assert len(expected) > 70
+
+
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("stage", OF_OTHERS)
+def test_another_value_is_another_run(stage, choice, compose):
+    config = compose(*choice, f"stage={'specialists' if stage == 'specialist' else stage}")
+    if stage == "specialist":  # as the stage of all of them trains one
+        config |= {"stage": stage, "classes": [1, 2]}
+    assert_all_but_the_free_count(
+        config, lambda given: runs.fingerprint(runs.identity(given, stage, "data", ["weights"])), OF_OTHERS[stage]
+    )
+
+
+@pytest.mark.parametrize("stage", runs.CHAINS)
+def test_another_value_is_another_run_of_several_parts(stage, compose):
+    assert_all_but_the_free_count(
+        compose(f"stage={stage}"), lambda given: runs.fingerprint(runs.chain_identity(given, "data"))
+    )
+
+
+def test_stages_data_and_teachers_weights_count(compose):
+    config = compose("stage=specialists") | {"classes": [1, 2]}
+    found = [
+        runs.identity(config, stage, data, weights)
+        for stage in OF_OTHERS
+        for data in ("data", "other")
+        for weights in (["a"], ["b"], ["a", "b"], ["b", "a"])
+    ]
+    of_one_network = {runs.fingerprint(depends) for depends in found if depends["stage"] in ("teacher", "student")}
+    assert len(of_one_network) == 4  # their labels alone teach them
+    assert len({runs.fingerprint(depends) for depends in found}) == 4 + 16
+    assert runs.fingerprint(runs.chain_identity(config, "data")) != runs.fingerprint(
+        runs.chain_identity(config, "other")
+    )
+
+
+DEFAULTS = ["epochs=7", "patience=3", "batch_size=64", "data.augment.jitter=1", "data.augment.flip=true"]
+DEFAULTS += ["data.train_on_validation=true", "seed=7"]
+
+
+@pytest.mark.parametrize("given", DEFAULTS)
+def test_what_is_given_to_all_roles_reaches_each(given, compose):
+    config, other = compose(), compose(given)
+    for stage in runs.TRAINING:
+        before, after = (runs.identity(each, stage, "data", ["weights"]) for each in (config, other))
+        assert runs.fingerprint(before) != runs.fingerprint(after), stage
+
+
+def test_an_objective_of_the_users_own_counts_with_what_its_file_holds(compose, tmp_path):
+    found = []
+    for name, text in (("one", "a = 1"), ("moved", "a = 1"), ("edited", "a = 2")):
+        module = tmp_path / f"{name}.py"
+        module.write_text(text)
+        config = compose("stage=distill", "objective=own", f"objective.module={module}")
+        found.append(runs.fingerprint(runs.identity(config, "distill", "data", ["weights"])))
+    assert found[0] == found[1] != found[2]

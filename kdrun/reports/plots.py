@@ -162,12 +162,17 @@ def confusion_difference(distilled: Sequence[str], alone: Sequence[str]) -> Figu
 
 def what_the_teacher_knows(
     images: np.ndarray, labels: np.ndarray, teacher: np.ndarray, student: np.ndarray, temperature: float, most: int = 8
-) -> Figure:
+) -> Figure | None:
     """Test images that the teacher is least sure of and yet gets right, with its probabilities at T = 1 and at the
-    run's T beside the student's. Images uint8 [n, height, width, channels], logits [n, classes]."""
+    run's T beside the student's; None where it gets none right.
+
+    Images uint8 [n, height, width, channels], logits [n, classes].
+    """
     probabilities = np.exp(metrics.log_softmax(teacher))
-    right = np.argmax(teacher, axis=1) == labels
-    order = np.argsort(np.where(right, probabilities.max(axis=1), 2.0), kind="stable")[:most]
+    right = np.flatnonzero(np.argmax(teacher, axis=1) == labels)
+    order = right[np.argsort(probabilities[right].max(axis=1), kind="stable")][:most]
+    if not len(order):
+        return None
     classes = teacher.shape[1]
     figure = Figure(figsize=(7, 0.5 + 0.95 * len(order)), layout="constrained")
     grid = figure.subplots(len(order), 2, width_ratios=[1, 7], squeeze=False)

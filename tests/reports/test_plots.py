@@ -1,0 +1,274 @@
+"""Figures of made-up runs, in which no two are alike: what is drawn where, in which colour, under which name."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from kdrun.comparison import testing
+from kdrun.data.datasets import Split
+from kdrun.reports import comparison, figures, plots
+
+COLOURS = {"teacher": "#009e73", "student alone": "#d55e00", "control": "#777777", "distilled student": "#0072b2"}
+NAMES = {"teacher": "teacher", "student": "student alone", "control": "control", "distill": "distilled student"}
+CLASSES = 3
+
+
+def lines_of(axes) -> dict[str, tuple[str, list[float], list[float]]]:
+    """Colour and points of each line, by its label."""
+    return {line.get_label(): (to_hex(line.get_color()), *map(list, line.get_data())) for line in axes.get_lines()}
+
+
+def texts_of(axes) -> dict[tuple[float, float], str]:
+    """Texts in the axes, by their position."""
+    return {text.get_position(): text.get_text() for text in axes.texts}
+
+
+def made_up(run_dir: Path, wrong: dict[tuple[int, int], int], accuracies=(0.5, 0.6), sure: float = 2.0) -> str:
+    """A run directory: predictions wrong so often, by (label, predicted), else right; and a curve of validation."""
+    labels, predicted = np.arange(60) % CLASSES, np.arange(60) % CLASSES
+    for (label, other), count in wrong.items():
+        predicted[np.flatnonzero((labels == label) & (predicted == label))[:count]] = other
+    logits = sure * np.eye(CLASSES, dtype=np.float32)[predicted]
+    (run_dir / "predictions").mkdir(parents=True)
+    np.savez(run_dir / "predictions/test.npz", labels=labels, logits=logits, last_logits=-logits)
+    rows = [
+        {"epoch": epoch, "step": 10 * epoch, "split": split, "accuracy": accuracy / part}
+        for epoch, accuracy in enumerate(accuracies, start=1)
+        for split, part in (("train", 2), ("validation", 1))
+    ]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(run_dir)
+
+
+def test_heat_maps_show_validation_and_test_each_by_temperature_and_alpha():
+    cells = [(2.0, 0.5, 91, 71), (8.0, 0.5, 92, 74), (2.0, 0.9, 93, 72), (8.0, 0.9, 95, 73)]
+    rows = [
+        {"kind": "distill", "objective": "kd", "temperature": t, "alpha": a, "n": n}
+        | {"validation_accuracy": validation / 100, "test_accuracy": test / 100}
+        for n, (t, a, validation, test) in enumerate(cells, start=3)
+    ]
+    others = [{**rows[0], "kind": "control", "test_accuracy": 0.0}, {**rows[0], "objective": "dkd", "n": 99}]
+    figure = plots.heat_maps(pd.DataFrame([*reversed(rows), *others]))
+    validation, test = figure.axes[:2]
+    for axes, title, expected in (
+        (validation, "validation accuracy, %", [[91, 92], [93, 95]]),
+        (test, "test accuracy, %", [[71, 74], [72, 73]]),
+    ):
+        assert axes.get_title() == title
+        (image,) = axes.images
+        np.testing.assert_allclose(image.get_array(), expected)  # rows are alphas, columns temperatures
+        assert image.origin == "lower"
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "8"]
+        assert texts_of(axes) == {
+            (column, row): f"{expected[row][column]:.2f}\nn = {3 + 2 * row + column}"
+            for row in (0, 1)
+            for column in (0, 1)
+        }
+    assert [label.get_text() for label in validation.get_yticklabels()] == ["0.5", "0.9"]
+    assert (validation.get_xlabel(), validation.get_ylabel()) == ("temperature", "alpha")
+
+
+def test_learning_curves_are_the_validation_accuracy_of_each_kind(tmp_path):
+    curves = {
+        "distill": [(0.5, 0.9), (0.7, 0.8)],
+        "student": [(0.4, 0.6)],
+        "control": [(0.3, 0.35)],
+        "teacher": [(0.9, 0.95)],
+    }
+    runs = {
+        kind: [made_up(tmp_path / f"{kind}{seed}", {}, each) for seed, each in enumerate(given)]
+        for kind, given in curves.items()
+    }
+    (axes,) = plots.learning_curves(runs).axes
+    drawn = lines_of(axes)
+    assert drawn.keys() == {f"{NAMES[kind]} (n = {len(given)})" for kind, given in curves.items()}
+    for kind, given in curves.items():
+        colour, epochs, means = drawn[f"{NAMES[kind]} (n = {len(given)})"]
+        assert (colour, epochs) == (COLOURS[NAMES[kind]], [1, 2])
+        assert means == pytest.approx(list(100 * np.mean(given, axis=0)))
+    bands = {to_hex(band.get_facecolor()[0]): band.get_paths()[0].vertices for band in axes.collections}
+    band = bands[COLOURS["distilled student"]]
+    assert {(x, round(y, 6)) for x, y in band} == {(1, 50), (1, 70), (2, 80), (2, 90)}
+
+
+def test_accuracy_against_parameters_and_latency_has_each_kind_at_its_place():
+    kinds = {"teacher": 1, "student": 2, "control": 3, "distill": 4}
+    rows = [
+        {"kind": kind, "parameters": 1000 * n, "latency_batch_1_median": n / 1000, "test_accuracy": 0.9 + n / 100}
+        | {"test_accuracy_low": 0.85 + n / 100, "test_accuracy_high": 0.91 + n / 100}
+        for kind, n in kinds.items()
+    ]
+    by_size, by_latency = plots.accuracy_against(pd.DataFrame(rows)).axes
+    for axes, factor in ((by_size, 1000), (by_latency, 1)):
+        drawn = {container.get_label(): container for container in axes.containers}
+        assert drawn.keys() == set(NAMES.values())
+        for kind, n in kinds.items():
+            points, _, (bars,) = drawn[NAMES[kind]]
+            assert to_hex(points.get_color()) == COLOURS[NAMES[kind]]
+            assert [value[0] for value in points.get_data()] == pytest.approx([factor * n, 90 + n])
+            ((low, high),) = bars.get_segments()
+            assert (low[1], high[1]) == pytest.approx((85 + n, 91 + n))
+    assert by_size.get_xlabel() == "parameters" and by_latency.get_xlabel().startswith("milliseconds")
+
+
+def test_reliability_is_accuracy_by_confidence_of_each_kind(tmp_path):
+    wrongs = {"distill": 10, "student": 25, "teacher": 5}
+    runs = {kind: [made_up(tmp_path / kind, {(0, 1): count}, sure=3.0)] for kind, count in wrongs.items()}
+    runs["teacher"].append(made_up(tmp_path / "unsure", {(0, 1): 15}, sure=0.5))
+    (axes,) = plots.reliability(runs).axes
+    drawn = lines_of(axes)
+
+    def confidence(sure: float) -> float:
+        return np.exp(sure) / (np.exp(sure) + CLASSES - 1)
+
+    assert drawn["perfectly calibrated"][1:] == ([0, 1], [0, 1])
+    for kind, count in wrongs.items():
+        colour, confidences, accuracies = drawn[NAMES[kind]]
+        assert colour == COLOURS[NAMES[kind]]
+        expected = [(confidence(3.0), 1 - min(count, 20) / 60)]  # there are twenty of a class
+        if kind == "teacher":
+            expected.insert(0, (confidence(0.5), 1 - 15 / 60))
+        assert list(zip(confidences, accuracies, strict=True)) == [pytest.approx(point) for point in expected]
+
+
+def test_the_difference_of_confusions_is_distilled_less_alone(tmp_path):
+    distilled = [made_up(tmp_path / "d0", {(0, 1): 8}), made_up(tmp_path / "d1", {(0, 1): 4, (2, 1): 2})]
+    alone = [made_up(tmp_path / "a0", {(0, 1): 1, (1, 2): 5})]
+    axes, _ = plots.confusion_difference(distilled, alone).axes
+    (image,) = axes.images
+    np.testing.assert_allclose(image.get_array(), [[0, 5, 0], [0, 0, -5], [0, 1, 0]])  # rows are labels
+    assert texts_of(axes) == {(1, 0): "+5.0", (2, 1): "-5.0", (1, 2): "+1.0"}  # (column, row)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "label")
+    assert image.get_cmap().name == "RdBu_r" and image.norm.vmin == -image.norm.vmax  # red is more
+
+
+def test_the_confusion_matrix_has_labels_in_rows():
+    labels, predicted = np.array([0, 0, 0, 0, 1, 2, 2]), np.array([0, 1, 1, 1, 1, 2, 0])
+    (axes,) = figures.confusion_matrix(labels, predicted, 3).axes
+    (image,) = axes.images
+    np.testing.assert_allclose(image.get_array() ** 2, [[1 / 4, 3 / 4, 0], [0, 1, 0], [1 / 2, 0, 1 / 2]])
+    assert texts_of(axes) == {(0, 0): "1", (1, 0): "3", (1, 1): "1", (0, 2): "1", (2, 2): "1"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "label")
+    assert axes.get_title() == "3 of 7 right"
+
+
+def test_misclassified_images_are_the_surest_ones_with_label_and_prediction():
+    images = np.zeros((4, 8, 8, 1), np.uint8) + np.arange(1, 5, dtype=np.uint8)[:, None, None, None]
+    labels, probabilities = np.array([0, 1, 2, 0]), np.array([[4, 5, 1], [6, 3, 1], [7, 2, 1], [8, 1, 1]]) / 10
+    figure = figures.misclassified(images, labels, np.log(probabilities))
+    (axes,) = figure.axes
+    texts = [text.get_text() for text in sorted(axes.texts, key=lambda text: text.get_position()[0])]
+    assert texts == ["2 taken for 0\n70%", "1 taken for 0\n60%", "0 taken for 1\n50%"]
+    (sheet,) = axes.images
+    shown = [value for value in dict.fromkeys(sheet.get_array().T.ravel().tolist()) if value]
+    assert shown == [3, 2, 1]  # from left to right
+    assert figure.texts[0].get_text() == "3 of 4 wrong; the 3 surest mistakes"
+
+
+def test_pictures_of_a_run_are_of_its_best_weights(tmp_path):
+    run = Path(made_up(tmp_path / "run", {(0, 1): 5}))
+    with np.load(run / "predictions/test.npz") as saved:
+        labels, logits = saved["labels"], saved["logits"]
+    images = np.arange(60, dtype=np.uint8).repeat(16).reshape(60, 4, 4, 1)
+    pictures = figures.predictions(Split(images, labels), run / "predictions/test.npz")
+    expected = FigureCanvasAgg(figures.confusion_matrix(labels, logits.argmax(1), CLASSES))
+    expected.draw()
+    np.testing.assert_array_equal(pictures["confusion_matrix"], np.asarray(expected.buffer_rgba())[..., :3])
+    assert pictures["misclassified"].shape[2] == 3
+
+
+def test_what_the_teacher_knows_is_of_teacher_and_student_each_in_its_colour():
+    def softmax(z):
+        return np.exp(z) / np.exp(z).sum()
+
+    images = np.arange(4, dtype=np.uint8).repeat(16).reshape(4, 4, 4, 1)
+    labels = np.array([0, 1, 2, 0])
+    teacher = np.array([[2.0, 1, 0], [0, 5, 0], [3, 0, 2], [1.0, 0.5, 0]])  # wrong of the third
+    student = np.array([[0.0, 1, 4], [1, 2, 0], [0, 0, 2], [5.0, 1, 0]])
+    figure = plots.what_the_teacher_knows(images, labels, teacher, student, 2.0)
+    axes = [each for each in figure.axes if each.containers]
+    pictures = [each.images[0].get_array() for each in figure.axes if each.images]
+    for place, index in enumerate([3, 0, 1]):  # from the least sure one on
+        assert (pictures[place] == index).all()
+        shown = {bars.get_label(): bars for bars in axes[place].containers}
+        for label, values, colour in (
+            ("teacher, T = 1", softmax(teacher[index]), "#009e73"),
+            ("teacher, T = 2", softmax(teacher[index] / 2), "#9adbc5"),
+            ("distilled student, T = 1", softmax(student[index]), "#0072b2"),
+        ):
+            assert [bar.get_height() for bar in shown[label]] == pytest.approx(values)
+            assert {to_hex(bar.get_facecolor()) for bar in shown[label]} == {colour}
+    assert len(pictures) == 3
+    assert plots.what_the_teacher_knows(images, np.array([2, 2, 1, 2]), teacher, student, 2.0) is None
+
+
+@pytest.fixture
+def saved(monkeypatch) -> dict[str, Figure]:
+    """Every figure that is saved, by its file's name."""
+    found, save = {}, Figure.savefig
+
+    def savefig(self, to, **keys):
+        if isinstance(to, Path):  # not into the page
+            found[to.stem] = self
+        return save(self, to, **keys)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return found
+
+
+def row(run: str, kind: str, group: str, seed: int, accuracy: float, **more) -> dict:
+    """A run as it is gathered."""
+    distilled = kind in ("distill", "control")
+    return {
+        **dict.fromkeys(testing.MEASURED, 1.0),
+        **{"run": run, "problem": "", "status": "completed", "command": f"kdrun seed={seed}", "seed": seed},
+        **{"stage": "distill" if distilled else kind, "kind": kind, "group": group, "identity": {}, "teacher": []},
+        **{"student": "t" if kind == "teacher" else "s", "control": "shuffled teacher" if kind == "control" else ""},
+        **{"objective": "kd" if distilled else "", "model": "mlp", "epochs": 2, "held_out": True, "steps": 20},
+        **{"temperature": 4.0 if distilled else None, "alpha": 0.9 if distilled else None, "count": 60},
+        **{"validation_accuracy": accuracy, "test_accuracy": accuracy, "errors": 60 * (1 - accuracy), **more},
+    }
+
+
+def test_a_comparisons_figures_are_of_the_best_group_and_its_own_baseline(tmp_path, saved):
+    made = {
+        ("distill", "best"): (6, 0.95),
+        ("distill", "other"): (9, 0.9),
+        ("student", "alone"): (12, 0.8),
+        ("control", "shuffled"): (15, 0.99),
+        ("teacher", "teacher"): (3, 0.97),
+        ("student", "another net"): (18, 0.7),
+    }
+    rows = []
+    for (kind, group), (wrong, accuracy) in made.items():
+        for seed in (0, 1):
+            run = made_up(tmp_path / f"{group}{seed}", {(0, 1): wrong}, (accuracy / 2, accuracy), sure=3.0)
+            rows.append(row(run, kind, group, seed, accuracy + seed / 1000))
+            if group == "another net":
+                rows[-1]["student"] = "another"
+            if group == "other":
+                rows[-1]["temperature"] = 8.0
+    found = comparison.report(pd.DataFrame(rows[::-1]), tmp_path)
+    assert found["groups"].keys() == {group for _, group in made}
+    drawn = lines_of(saved["learning_curves"].axes[0])
+    assert {label: line[2][-1] for label, line in drawn.items()} == pytest.approx(
+        {"teacher (n = 2)": 97, "student alone (n = 2)": 80, "distilled student (n = 2)": 95}
+    )
+    drawn = lines_of(saved["reliability"].axes[0])
+    assert {label: line[2] for label, line in drawn.items() if label in COLOURS} == {
+        NAMES[kind]: pytest.approx([1 - made[kind, group][0] / 60])
+        for kind, group in (("teacher", "teacher"), ("student", "alone"), ("distill", "best"))
+    }
+    difference = saved["confusion_difference"].axes[0].images[0].get_array()
+    assert difference[0, 1] == 6 - 12
+    validation, test = saved["heat_maps"].axes[:2]
+    for axes in (validation, test):
+        np.testing.assert_allclose(axes.images[0].get_array(), [[95.05, 90.05]])
+    shown = {container.get_label() for container in saved["accuracy_against"].axes[0].containers}
+    assert shown == set(NAMES.values())

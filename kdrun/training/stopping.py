@@ -1,4 +1,7 @@
-"""Signals end a run between two steps, not in the middle of one; SIGUSR1 only has its state saved."""
+"""Signals end a run between two steps, not in the middle of one; SIGUSR1 only has its state saved.
+
+SIGHUP, which comes when a terminal or an ssh connection is closed, is one of them, except under nohup.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -6,21 +9,25 @@ from contextlib import contextmanager
 
 from kdrun.errors import Stopped
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
 _save_asked: list[int] = []
 
 
 @contextmanager
 def on_signals() -> Iterator[None]:
-    """While inside, the first SIGINT or SIGTERM only asks `check` to raise; a second one acts at once."""
+    """While inside, the first SIGINT, SIGTERM or SIGHUP only asks `check` to raise; a second SIGINT or SIGTERM acts at
+    once. A second SIGHUP does nothing: shell and kernel both send one."""
 
     def ask(number, frame):
         _received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    handlers = dict.fromkeys(_STOPPING, ask) | {signal.SIGUSR1: lambda number, frame: _save_asked.append(number)}
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        stopping.append(signal.SIGHUP)
+    handlers = dict.fromkeys(stopping, ask) | {signal.SIGUSR1: lambda number, frame: _save_asked.append(number)}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from kdrun.data.datasets import Split
 from kdrun.training.metrics import log_softmax
 
+_DRAWN = 112  # pixels a side, about, that a single image of a figure has at most
+
 
 def predictions(split: Split, path: Path) -> dict[str, np.ndarray]:
     """Pictures uint8 [height, width, 3] of the predictions in a predictions/test.npz for `split`."""
@@ -47,6 +49,8 @@ def misclassified(images: np.ndarray, labels: np.ndarray, logits: np.ndarray, mo
     confidence = probabilities[np.arange(len(labels)), predicted]
     wrong = np.flatnonzero(predicted != labels)
     chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    step = max(1, max(images.shape[1:3]) // _DRAWN)
+    images = images[:, ::step, ::step]
     columns = 6
     rows = max(1, -(-len(chosen) // columns))
     height, width, channels = images.shape[1:]

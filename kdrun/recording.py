@@ -43,6 +43,10 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
     Raises InputError when there is one otherwise, when it depends on something else, or is another process's;
     KdrunError when the disk has no room left, or the directory was deleted meanwhile.
     """
+    if config.get("resume") is not None and (run_dir / "run.json").exists():
+        before = runs.settled(run_dir)
+        if before["status"] == "running":
+            raise InputError(f"{run_dir} is being written by another kdrun ({runs.writer(before)}). Wait for it.")
     lock = FileLock(run_dir / ".lock")
     try:
         lock.acquire(timeout=1)  # a moment: somebody may just be looking whether it is held

@@ -69,7 +69,7 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[dict, bool
     `given` is the config of the command line. Raises Completed for a completed run that is not to grow, and InputError
     for a run that cannot go on and for keys that would change its result.
     """
-    record = runs.read(run_dir)
+    record = runs.settled(run_dir)
     _check_can_go_on(run_dir, record)
     grows = any(key in ("epochs", *ROLES) for key in keys)
     if record["status"] == "completed":
@@ -139,7 +139,7 @@ def _check_can_go_on(run_dir: str, record: Mapping) -> None:
     if record["status"] == "diverged":
         raise InputError(f"resume: {run_dir} diverged, and would do so again. Start a new run with other keys.")
     if record["status"] == "running":
-        raise InputError(f"resume: {run_dir} is being written by another kdrun ({_writer(record)}). Wait for it.")
+        raise InputError(f"resume: {run_dir} is being written by another kdrun ({runs.writer(record)}). Wait for it.")
     identity = record.get("identity")
     began = identity.get("format", runs.FORMAT) if isinstance(identity, Mapping) else runs.FORMAT
     if record["status"] != "completed" and began != runs.FORMAT:
@@ -216,8 +216,3 @@ def _with(config: Mapping, changed: Mapping, prefix: str = "") -> dict:
         else changed.get(prefix + name, value)
         for name, value in config.items()
     }
-
-
-def _writer(record: Mapping) -> str:
-    host = record.get("host")
-    return f"process {record.get('pid')} on {host.get('name') if isinstance(host, Mapping) else 'another machine'}"

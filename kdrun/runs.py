@@ -5,8 +5,10 @@ No TensorFlow in here: runs are looked up before it is known whether anything ha
 
 import glob
 import json
+import logging
 import os
 import platform
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +19,9 @@ from filelock import FileLock, Timeout
 
 from kdrun import code, files, manifest, registry
 from kdrun.errors import InputError
+from kdrun.training import stopping
+
+log = logging.getLogger(__name__)
 
 # Raise when the same config would no longer give the same result: then no run from before is reused for it. Such runs
 # can still be read, compared, evaluated and teach.
@@ -152,22 +157,66 @@ def read(run_dir: str | Path) -> dict:
     return record
 
 
+def settled(run_dir: str | Path) -> dict:
+    """The run.json of a run directory, whose status can be relied on: where a lock cannot tell whether a process is
+    still writing it, its heartbeat is watched for three intervals. Raises what `read` does; a signal ends it."""
+    record = read(run_dir)
+    if record["status"] != "running" or _is_locked(Path(run_dir), record):
+        return record
+    beat, seconds = record.get("heartbeat"), 3 * HEARTBEAT_SECONDS
+    log.warning(
+        "%s: its last sign of life, from %s, is of %s. Watching for up to %g s whether another one comes",
+        *(run_dir, writer(record), beat, seconds),
+    )
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        stopping.check()
+        time.sleep(min(0.2, HEARTBEAT_SECONDS / 10))
+        record = read(run_dir)
+        if record["status"] != "running" or record.get("heartbeat") != beat:
+            return record
+    log.warning("%s: no sign of life came: whoever wrote it is gone", run_dir)
+    _silent.add(_sign_of_life(Path(run_dir), record))
+    return read(run_dir)
+
+
+def writer(record: Mapping) -> str:
+    """Who writes a run, or did so last."""
+    host = record.get("host")
+    return f"process {record.get('pid')} on {host.get('name') if isinstance(host, Mapping) else 'another machine'}"
+
+
+_silent: set[tuple[str, str]] = set()  # signs of life that `settled` has seen not to be followed by another one
+
+
+def _sign_of_life(run_dir: Path, record: Mapping) -> tuple[str, str]:
+    return str(run_dir.resolve()), str(record.get("heartbeat"))
+
+
 def _is_written(run_dir: Path, record: Mapping) -> bool:
-    """Whether the process that began a run is still there."""
-    host, heartbeat = record.get("host"), record.get("heartbeat")
-    if isinstance(host, dict) and host.get("name") == platform.node():
-        try:
-            with FileLock(run_dir / ".lock", timeout=0):
-                return False
-        except Timeout:
-            return True
-        except OSError:  # a folder that we cannot write to
-            pass
+    """Whether the process that began a run is still there, as far as a look can tell: see `settled`."""
+    locked = _is_locked(run_dir, record)
+    if locked is not None:
+        return locked
     try:
-        silent = (datetime.now(UTC) - datetime.fromisoformat(heartbeat)).total_seconds()
+        silent = (datetime.now(UTC) - datetime.fromisoformat(record.get("heartbeat"))).total_seconds()
     except (TypeError, ValueError):
         return False
-    return silent < 10 * HEARTBEAT_SECONDS
+    return silent < 10 * HEARTBEAT_SECONDS and _sign_of_life(run_dir, record) not in _silent
+
+
+def _is_locked(run_dir: Path, record: Mapping) -> bool | None:
+    """Whether a process holds a run's lock; None where that says nothing: for another host's, or without permission."""
+    host = record.get("host")
+    if not isinstance(host, dict) or host.get("name") != platform.node():
+        return None
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that we cannot write to
+        return None
 
 
 def found(places: str | Sequence[str]) -> list[Path]:
@@ -208,14 +257,27 @@ def completed(outputs: str, stage: str) -> list[tuple[Path, dict]]:
 
 
 def interrupted(outputs: str, depends: Mapping) -> Path | None:
-    """The newest run with this identity that was interrupted, or failed; None when there is none."""
-    wanted, found = fingerprint(depends), []
+    """The newest run with this identity that was interrupted, or failed; None when there is none.
+
+    Raises InputError where there is only one that another process is writing.
+    """
+    wanted, found, writing = fingerprint(depends), [], None
     for path in [*Path(outputs).glob(f"{depends['stage']}/*/run.json"), *Path(outputs).glob("sweeps/*/*/run.json")]:
         with suppress(InputError):
             record = read(path.parent)
-            if record["status"] in ("interrupted", "failed") and record.get("fingerprint") == wanted:
+            if record["status"] in ("interrupted", "failed", "running") and record.get("fingerprint") == wanted:
                 found.append((str(record.get("started")), path.parent))
-    return max(found)[1] if found else None
+    for _, run_dir in sorted(found, reverse=True):
+        record = settled(run_dir)
+        if record["status"] in ("interrupted", "failed"):
+            return run_dir
+        if record["status"] == "running":
+            writing = writing or f"{run_dir} is being written by another kdrun ({writer(record)})"
+    if writing:
+        raise InputError(
+            f"resume=auto: {writing}, and is of this config. Wait for it, or leave resume=auto out to begin another."
+        )
+    return None
 
 
 def find(outputs: str, depends: Mapping) -> Path | None:

@@ -18,13 +18,13 @@ class InputError(KdrunError):
 
 
 class Diverged(KdrunError):
-    """The loss is no longer a finite number."""
+    """A loss, an answer of a network or a number among the results is not a finite number."""
 
     exit_code = 3
 
 
-class Stopped(KdrunError):
-    """A signal asked the run to end; `run_dir` is the directory to go on from, where there is one."""
+class Unfinished(KdrunError):
+    """What ended a run that can go on; `run_dir` is the directory to go on from, where there is one."""
 
     run_dir: Path | None = None
 

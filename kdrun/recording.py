@@ -5,6 +5,7 @@ No TensorFlow in here.
 
 import errno
 import json
+import math
 import logging
 import os
 import platform
@@ -40,8 +41,9 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
 
     Yields the record; what the stage puts under `results` is written when it ends. The log goes to kdrun.log.
     `depends` is the run's identity. With a `resume` in the config, a run that is in the directory already goes on.
-    Raises InputError when there is one otherwise, when it depends on something else, or is another process's;
-    KdrunError when the disk has no room left, or the directory was deleted meanwhile.
+    Raises InputError when there is one otherwise, when it depends on something else, or is another process's; Diverged
+    when a number of the results is not finite; NoRoom when the disk is full, KdrunError when the directory was deleted
+    meanwhile.
     """
     if config.get("resume") is not None and (run_dir / "run.json").exists():
         before = runs.settled(run_dir)
@@ -61,6 +63,7 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
         try:
             with _beating(run_dir), _logged(run_dir):
                 yield record
+                _check_finite(record.get("results"))
             record["status"] = "completed"
         except BaseException as error:  # whatever ends a run is recorded, and goes on up
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
@@ -160,7 +163,25 @@ def _grown(began: Mapping, depends: Mapping) -> Mapping:
 def update(run_dir: Path, record: Mapping) -> None:
     """Write a running stage's record as it is now."""
     with _WRITING:
-        files.write_json(run_dir / "run.json", manifest.sealed({**record, "heartbeat": _now()}))
+        files.write_json(run_dir / "run.json", manifest.sealed(_finite({**record, "heartbeat": _now()})))
+
+
+def _finite(value):
+    """Plain values with null instead of what is not a finite number."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_finite(value, name: str = "results") -> None:
+    """Raises Diverged for results that hold a number that is not finite."""
+    if isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _check_finite(item, f"{name}.{key}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise Diverged(f"The results diverged: {name} is {value}. Try precision=float32, or train with other keys.")
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from kdrun.data import datasets
 from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.teachers import checkpoint
-from kdrun.training import metrics, precision
-from kdrun.training.inference import compiled_inference, logits
+from kdrun.training import metrics, precision, saved
+from kdrun.training.inference import Infer, compiled_inference, logits
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
         infer = compiled_inference(
             model, dataset.test.images.shape[1:], config["evaluation_batch_size"], theirs["image_shape"][0]
         )
-        before = {split: logits(infer, getattr(dataset, split).images) for split in ("validation", "test")}
+        before = {split: _said(infer, dataset, split) for split in ("validation", "test")}
         shift = best_shift(before["validation"], dataset.validation.labels, classes)
         models.classifier(model).bias.assign_add(shift * np.isin(np.arange(dataset.num_classes), classes))
-        after = {split: logits(infer, getattr(dataset, split).images) for split in before}
+        after = {split: _said(infer, dataset, split) for split in before}
         for folder in ("checkpoints", "predictions"):
             (run_dir / folder).mkdir(exist_ok=True)
         saved = [*(f"checkpoints/{name}.weights.h5" for name in ("best", "last")), "predictions/test.npz"]
@@ -66,6 +66,11 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
         if theirs["config"]["data"].get("train_on_validation"):
             log.warning("adjust_bias: %s was trained on the validation images, by which the shift was chosen", source)
         return record["results"]
+
+
+def _said(infer: Infer, dataset: datasets.Dataset, split: str) -> np.ndarray:
+    """A network's logits of a split's images, float32 [n, C]."""
+    return metrics.check_finite(logits(infer, getattr(dataset, split).images), f"on the {split} split")
 
 
 def best_shift(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:

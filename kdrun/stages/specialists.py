@@ -33,7 +33,7 @@ def specialists(config: Mapping, run_dir: Path) -> dict:
         generalist = _generalist(config, run_dir, record, dataset_sha256)
         dataset = datasets.load(runs.seen(config, "teacher")["data"])
         found = []
-        for classes in confusable(_said(config, generalist, dataset.validation.images), config["clusters"]):
+        for classes in confusable(_said(config, generalist, dataset, "validation"), config["clusters"]):
             log.info("specialists: one for classes %s", classes)
             for split in dataset[:3]:
                 if not np.isin(split.labels, classes).any():
@@ -42,7 +42,7 @@ def specialists(config: Mapping, run_dir: Path) -> dict:
             identity = runs.identity(part, "specialist", dataset_sha256, [checkpoint.weights_of(generalist)])
             run = chain.link(part, run_dir, record, f"specialist {classes}", identity)
             found.append({"classes": classes, "run": str(run), **_tested(run)})
-        log_p, labels = _said(config, generalist, dataset.test.images), dataset.test.labels
+        log_p, labels = _said(config, generalist, dataset, "test"), dataset.test.labels
         heard = [(each["classes"], _log_probabilities(Path(each["run"]), each["dustbin_shift"])) for each in found]
         together = np.log(np.maximum(combined(log_p, heard), 1e-300))
         record["results"] = {
@@ -139,13 +139,14 @@ def _generalist(config: Mapping, run_dir: Path, record: dict, dataset_sha256: st
     return chain.link(part, run_dir, record, "teacher", runs.identity(config, "teacher", dataset_sha256))
 
 
-def _said(config: Mapping, run_dir: Path, images: np.ndarray) -> np.ndarray:
-    """A network's log-probabilities of images, float64 [n, C]."""
+def _said(config: Mapping, run_dir: Path, dataset: datasets.Dataset, split: str) -> np.ndarray:
+    """A network's log-probabilities of a split's images, float64 [n, C]."""
+    images = getattr(dataset, split).images
     record = runs.read(run_dir)
     precision.prepare_machine()
     model = checkpoint.load(run_dir, record["precision"])
     infer = compiled_inference(model, images.shape[1:], config["evaluation_batch_size"], record["image_shape"][0])
-    return metrics.log_softmax(logits(infer, images))
+    return metrics.log_softmax(metrics.check_finite(logits(infer, images), f"on the {split} split, by {run_dir}"))
 
 
 def _log_probabilities(run_dir: Path, dustbin_shift: float) -> np.ndarray:

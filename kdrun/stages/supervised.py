@@ -158,8 +158,9 @@ def _peers(network: Network, config: Mapping, dataset: datasets.Dataset, run_dir
         infer = compiled_inference(
             peer, dataset.test.images.shape[1:], config["evaluation_batch_size"], config["data"]["image_size"]
         )
-        found.append(metrics.evaluate(logits(infer, dataset.test.images), dataset.test.labels))
-        files.write_with(run_dir / "checkpoints" / f"peer{number}.weights.h5", peer.save_weights)
+        said = metrics.check_finite(logits(infer, dataset.test.images), f"on the test split, by peer {number}")
+        found.append(metrics.evaluate(said, dataset.test.labels))
+        saved.save_weights(peer, run_dir / "checkpoints" / f"peer{number}.weights.h5")
         log.info("peer %d: test accuracy %.4f (last)", number, found[-1]["accuracy"])
     return found
 

@@ -18,8 +18,8 @@ from kdrun.data.datasets import Dataset
 from kdrun.errors import KdrunError
 from kdrun.teachers import cache, checkpoint
 from kdrun.teachers import file as logits_file
-from kdrun.training import network, precision, preprocessing
-from kdrun.training.inference import compiled_inference
+from kdrun.training import metrics, network, precision, preprocessing
+from kdrun.training.inference import compiled_inference, images_at_once
 
 log = logging.getLogger(__name__)
 
@@ -114,12 +114,16 @@ def live(config: Mapping, teacher_dir: Path, dataset: Dataset):
     model, infer = _teacher(config, teacher_dir, dataset)
     unchanged = batches.unchanged_view(config["data"]["augment"]["jitter"])
     splits = {"validation": dataset.validation.images, "test": dataset.test.images}
-    return model, {split: np.concatenate(list(infer(images, unchanged))) for split, images in splits.items()}
+    found = {split: np.concatenate(list(infer(images, unchanged))) for split, images in splits.items()}
+    for split, logits in found.items():
+        metrics.check_finite(logits, f"on the {split} split, by the teacher {teacher_dir}")
+    return model, found
 
 
 def depends(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
     """Everything that the teacher's logits depend on, as plain values."""
     record = runs.read(teacher_dir)
+    size, channels = config["data"]["image_size"], dataset.test.images.shape[3]
     return {
         "format": cache.FORMAT,
         "weights_sha256": files.sha256(teacher_dir / checkpoint.WEIGHTS),
@@ -133,7 +137,7 @@ def depends(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
         "preprocessing": preprocessing.described(config["data"]["image_size"]),
         "augment": config["data"]["augment"],
         "precision": precision.policy(config["precision"]),
-        "inference_batch_size": config["teacher"]["inference_batch_size"],
+        "inference_batch_size": images_at_once(config["teacher"]["inference_batch_size"], (size, size, channels)),
         "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
         "tensorflow": version("tensorflow"),
     }

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kdrun.errors import Diverged
+
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities, float64 [n, classes]."""
@@ -36,6 +38,19 @@ def evaluate(logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray 
         results["teacher_kl"] = float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1)))
         results["teacher_agreement"] = agreement(logits, teacher_logits)
     return results
+
+
+def check_finite(logits: np.ndarray, of: str) -> np.ndarray:
+    """The logits [n, classes], for whose `of` an error speaks. Raises Diverged where one is not a finite number."""
+    finite = np.isfinite(logits)
+    if not finite.all():
+        bad = np.flatnonzero(~finite.all(axis=1))
+        value = logits[bad[0]][~finite[bad[0]]][0]
+        raise Diverged(
+            f"The results diverged: {of}, {len(bad)} of {len(logits)} images have logits that are not finite numbers "
+            f"(image {bad[0]}: {value}). Try precision=float32, a smaller optimizer.learning_rate or other weights."
+        )
+    return logits
 
 
 def agreement(logits: np.ndarray, other: np.ndarray) -> float:

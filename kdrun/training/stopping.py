@@ -4,7 +4,7 @@ SIGHUP, which comes when a terminal or an ssh connection is closed, is one of th
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from kdrun.errors import Stopped
@@ -24,16 +24,9 @@ def on_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    stopping = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        stopping.append(signal.SIGHUP)
-    handlers = dict.fromkeys(stopping, ask) | {signal.SIGUSR1: lambda number, frame: _save_asked.append(number)}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    handlers = dict.fromkeys(_stopping(), ask) | {signal.SIGUSR1: lambda number, frame: _save_asked.append(number)}
+    with _handling(handlers):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -41,11 +34,23 @@ def at_once() -> Iterator[None]:
     """While inside, but for `on_signals`, the first signal raises Stopped at once: there is nothing to save."""
 
     def stop(number, frame):
-        for each in _STOPPING:
-            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         raise Stopped(number, f"Stopped by {signal.Signals(number).name}.")
 
-    before = {number: signal.signal(number, stop) for number in _STOPPING}
+    with _handling(dict.fromkeys(_stopping(), stop)):
+        yield
+
+
+def _stopping() -> list[int]:
+    hangs_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangs_up]
+
+
+@contextmanager
+def _handling(handlers: Mapping[int, Callable]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

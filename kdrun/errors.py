@@ -28,6 +28,22 @@ class Unfinished(KdrunError):
 
     run_dir: Path | None = None
 
+
+class NoRoom(Unfinished):
+    """The disk is full; `command` is what to give again where there is nothing to go on from."""
+
+    command: str = "the same command"
+
+    def __str__(self) -> str:
+        advice = f"Make room, then run again: {self.command}"
+        if self.run_dir:
+            advice = f"What was saved before is good. Make room, then go on with: {commands.resume(self.run_dir)}"
+        return f"{super().__str__()} {advice}"
+
+
+class Stopped(Unfinished):
+    """A signal asked the run to end."""
+
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.exit_code = 128 + signal_number

@@ -1,5 +1,6 @@
 """Files on disk: all or nothing, flushed, known by their sha256."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,8 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+from kdrun.errors import NoRoom
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\..+")
 
@@ -36,6 +39,11 @@ def write_with(path: Path, write: Callable[[str], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, all or nothing."""
+    write_with(path, lambda name: Path(name).write_bytes(content))
+
+
 def flush(folder: Path) -> None:
     """Have a folder's list of files on disk: what was renamed in it stays so after a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -62,7 +70,28 @@ def remove_leftovers(folder: Path) -> None:
 
 def free(folder: Path) -> int:
     """Bytes that are free where a folder is, or will be."""
-    return shutil.disk_usage(next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())).free
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def no_room(error: BaseException, folder: Path, needed: int | None = None) -> NoRoom | None:
+    """What to raise instead of an error that says that a folder's disk is full, or out of inodes; None for another one.
+
+    `needed` are the bytes that would do, where that is known. TensorFlow's errors have no number, only its text.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if getattr(error, "errno", None) not in full and not any(os.strerror(number) in str(error) for number in full):
+        return None
+    disk = os.statvfs(_existing(folder))
+    reason = "the disk is full, or a limit on the size of files is reached"
+    if disk.f_files and not disk.f_favail:
+        reason = "its disk can hold no more files (no inodes are free)"
+    said = f" and about {readable(needed)} are needed" if needed else ""
+    return NoRoom(f"{folder} cannot be written: {reason}. {readable(free(folder))} are free{said}.")
+
+
+def _existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
 def readable(count: int) -> str:

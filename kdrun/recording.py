@@ -3,14 +3,12 @@
 No TensorFlow in here.
 """
 
-import errno
 import json
-import math
 import logging
+import math
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -24,9 +22,9 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from kdrun import __version__, code, commands, files, gpus, manifest, runs, startup
+from kdrun import __version__, code, files, gpus, manifest, runs, startup
 from kdrun.config import flatten
-from kdrun.errors import Diverged, InputError, KdrunError, Stopped
+from kdrun.errors import Diverged, InputError, KdrunError, Stopped, Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +52,14 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
         lock.acquire(timeout=1)  # a moment: somebody may just be looking whether it is held
     except Timeout as error:
         raise InputError(f"{run_dir} is being written by another kdrun. Choose another directory.") from error
+    except OSError as error:
+        raise _advised(explained(error, run_dir), run_dir, depends) from error
     try:
         try:
             record = _begun(run_dir, config, depends, facts)
             update(run_dir, record)
         except OSError as error:
-            raise _explained(error, run_dir, {}) from error
+            raise _advised(explained(error, run_dir), run_dir, depends) from error
         try:
             with _beating(run_dir), _logged(run_dir):
                 yield record
@@ -69,19 +69,17 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
             record["status"] = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
             record["error"] = f"{type(error).__name__}: {error}"
-            if isinstance(error, Stopped) and depends:
-                error.run_dir = run_dir
-            explained = _explained(error, run_dir, record)
-            if explained is error:
+            problem = _advised(explained(error, run_dir, record), run_dir, depends)
+            if problem is error:
                 raise
-            raise explained from error
+            raise problem from error
         finally:
             record["finished"] = _now()
             try:
                 update(run_dir, record)
             except OSError as error:  # disk full or folder gone: `running` without a process says enough, unless
                 if record["status"] == "completed":
-                    raise _explained(error, run_dir, record) from error
+                    raise _advised(explained(error, run_dir, record), run_dir, depends) from error
     finally:
         lock.release()
 
@@ -161,7 +159,7 @@ def _grown(began: Mapping, depends: Mapping) -> Mapping:
 
 
 def update(run_dir: Path, record: Mapping) -> None:
-    """Write a running stage's record as it is now."""
+    """Write a running stage's record as it is now; numbers that are not finite, which JSON has not, become null."""
     with _WRITING:
         files.write_json(run_dir / "run.json", manifest.sealed(_finite({**record, "heartbeat": _now()})))
 
@@ -231,22 +229,20 @@ def _logged(run_dir: Path) -> Iterator[None]:
             handler.close()
 
 
-def _explained(error: BaseException, run_dir: Path, record: Mapping) -> BaseException:
+def explained(error: BaseException, run_dir: Path, record: Mapping | None = None) -> BaseException:
     """A full disk, or a directory that is gone, in words; any other error as it is."""
     if isinstance(error, KdrunError) or not isinstance(error, Exception):
         return error
     # TensorFlow may have made the folder again, for a file that it was about to write
     if not run_dir.is_dir() or (record and not (run_dir / "run.json").exists()):
         return KdrunError(f"{run_dir} is gone: somebody deleted it while kdrun was writing it. Start the run again.")
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full):
-        free, needed = shutil.disk_usage(run_dir).free, record.get("room_needed")
-        said = f" and about {files.readable(needed)} are needed" if needed else ""
-        return KdrunError(
-            f"{run_dir} cannot be written: the disk is full, or a limit on the size of files is reached. "
-            f"{files.readable(free)} are free{said}. What was saved before is good. Make room, then go on with: "
-            f"{commands.resume(run_dir)}"
-        )
+    return files.no_room(error, run_dir, (record or {}).get("room_needed")) or error
+
+
+def _advised(error: BaseException, run_dir: Path, depends: Mapping | None) -> BaseException:
+    """An error that says how to go on, where that can be done: with a run of parts rather than with one of them."""
+    if isinstance(error, Unfinished) and depends and (run_dir / "run.json").exists():
+        error.run_dir = run_dir
     return error
 
 

@@ -339,7 +339,7 @@ def check_writable(key: str, folder: Path) -> None:
         made = [parent for parent in (probe, *probe.parents) if not parent.is_dir()]
         _made(probe)
     except OSError as error:
-        raise InputError(
+        raise files.no_room(error, folder) or InputError(
             f"{key}: {folder} cannot be written to ({error.strerror}: {error.filename}). "
             f"Set {key} to a folder of yours."
         ) from error

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -76,7 +75,7 @@ _loaded_with: list[int] = []  # threads; empty before
 def _noise_hidden() -> Iterator[None]:
     # TensorFlow's C++ code writes to file descriptor 2, past sys.stderr
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as said:
+    with open(os.memfd_create("said"), "w+b") as said:  # in memory: no disk has to have room for it
         terminal = os.dup(2)
         os.dup2(said.fileno(), 2)
         try:

@@ -43,12 +43,11 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
         after = {split: _said(infer, dataset, split) for split in before}
         for folder in ("checkpoints", "predictions"):
             (run_dir / folder).mkdir(exist_ok=True)
-        saved = [*(f"checkpoints/{name}.weights.h5" for name in ("best", "last")), "predictions/test.npz"]
-        for name in saved[:2]:
-            files.write_with(run_dir / name, model.save_weights)
-        predictions = {"labels": dataset.test.labels, "logits": after["test"], "last_logits": after["test"]}
-        files.write_with(run_dir / saved[2], lambda name: np.savez(name, **predictions))
-        record["files"] = {name: files.sha256(run_dir / name) for name in saved}
+        names = [*(f"checkpoints/{name}.weights.h5" for name in ("best", "last")), "predictions/test.npz"]
+        for name in names[:2]:
+            saved.save_weights(model, run_dir / name)
+        saved.save_predictions(run_dir / names[2], dataset.test.labels, after["test"], after["test"])
+        record["files"] = {name: files.sha256(run_dir / name) for name in names}
         trained = ("steps", "training_seconds", "seconds_to_first_step", "images_per_second")
         record["results"] = {"shift": shift, "classes": classes, **{key: theirs["results"][key] for key in trained}}
         for split in before:

@@ -15,7 +15,7 @@ from kdrun.objectives import choosing
 from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import figures
-from kdrun.training import loop, metrics, precision, schedules, state
+from kdrun.training import loop, metrics, precision, saved, schedules, state
 from kdrun.training.inference import compiled_inference, latency, logits
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network, Teaching, kept

@@ -21,8 +21,8 @@ from kdrun.errors import Diverged, Stopped
 from kdrun.models import with_features
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.soft_targets import cross_entropy
-from kdrun.training import metrics, schedules, state, stopping
-from kdrun.training.inference import logits
+from kdrun.training import metrics, saved, schedules, state, stopping
+from kdrun.training.inference import images_at_once, logits
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network
 from kdrun.training.preprocessing import augment, prepare
@@ -99,24 +99,24 @@ def train(
     folder = run_dir / "checkpoints"
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
     progress, best_weights = _restored(network, folder, weights, per_epoch, monitor, len(names))
-    saved = time.monotonic()
+    last_saved = time.monotonic()
 
     def save() -> None:
-        nonlocal saved
+        nonlocal last_saved
         validated = progress.step < per_epoch * (progress.epochs + 1)
         values = {"progress": vars(progress), "monitor": monitor.progress()}
         state.save(folder, progress.step, validated, network, weights["best"] if progress.best else None, values)
-        saved = time.monotonic()
+        last_saved = time.monotonic()
 
     try:
         while progress.epochs < settings.epochs and not _out_of_patience(progress, settings):
             epoch = progress.epochs + 1
             monitor.pause_ended()
             for rows in _steps(network, settings, progress.step, epoch * per_epoch, dataset.train.labels):
-                _check_finite("loss", rows[:, 0], progress.step, epoch, weights["best"])
+                _check_finite(names, rows, progress.step, epoch, weights["best"])
                 progress.add(rows)
                 monitor.steps(rows[-1], len(rows))
-                if stopping.save_asked() or time.monotonic() - saved > save_every:
+                if stopping.save_asked() or time.monotonic() - last_saved > save_every:
                     save()
                     log.info("saved a training state at step %d", progress.step)
                     monitor.pause_ended()
@@ -126,8 +126,9 @@ def train(
                 validation_logits, dataset.validation.labels, teaching and teaching.validation
             )
             cross_entropy_ = validation["cross_entropy"]
-            _check_finite("validation cross-entropy", [cross_entropy_], progress.step - 1, epoch, weights["best"])
-            files.write_with(weights["last"], network.model.save_weights)
+            said = [f"validation {name.replace('_', '-')}" for name in validation]
+            _check_finite(said, [list(validation.values())], progress.step - 1, epoch, weights["best"])
+            saved.save_weights(network.model, weights["last"])
             progress.last = {"epoch": epoch, **validation}
             better = progress.best is None or cross_entropy_ < progress.best["cross_entropy"]
             if better or not settings.held_out:
@@ -170,7 +171,7 @@ def _restored(
             files.write_with(weights["best"], partial(shutil.copyfile, found.best))
         state.read(found, network)
         if progress.epochs and progress.step == progress.epochs * per_epoch:
-            files.write_with(weights["last"], network.model.save_weights)
+            saved.save_weights(network.model, weights["last"])
         log.info("going on after step %d, with %d epochs done", progress.step, progress.epochs)
     return progress, best_weights
 
@@ -219,8 +220,7 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
         for k in tf.range(tf.shape(indices)[0]):
             learning_rate, temperature, alpha, *weights = tf.unstack(values[k])
             labels = tf.gather(labels_in_memory, indices[k])
-            images = augment(tf.gather(images_in_memory, indices[k]), views[k], settings.jitter, settings.flip)
-            images = prepare(images, settings.image_size)
+            images = _prepared(images_in_memory, indices[k], views[k], settings)
             if settings.mixup:  # with those of the batch in the opposite order, which is as random as any
                 images = shares[k] * images + (1.0 - shares[k]) * tf.reverse(images, [0])
             given = {name: answer[k] for name, answer in answers.items()}
@@ -244,6 +244,20 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
         return rows.stack()
 
     return run_steps
+
+
+def _prepared(images: tf.Tensor, indices: tf.Tensor, views: tf.Tensor, settings: Settings) -> tf.Tensor:
+    """A batch as the network sees it, float32 [batch, size, size, channels], of images uint8 [n, height, width,
+    channels]; big ones are taken one by one, since a whole batch of them would take gigabytes before it is resized."""
+
+    def some(indices, views):
+        augmented = augment(tf.gather(images, indices), views, settings.jitter, settings.flip)
+        return prepare(augmented, settings.image_size)
+
+    if images_at_once(settings.batch_size, images.shape[1:]) == settings.batch_size:
+        return some(indices, views)
+    one = lambda given: some(given[0][tf.newaxis], given[1][tf.newaxis])[0]  # noqa: E731
+    return tf.map_fn(one, (indices, views), parallel_iterations=1, fn_output_signature=tf.float32)
 
 
 def _others(together: Sequence[tf.Tensor], place: int) -> dict[str, tf.Tensor]:
@@ -295,13 +309,15 @@ def _out_of_patience(progress: Progress, settings: Settings) -> bool:
     return over
 
 
-def _check_finite(name: str, values: Sequence[float], step: int, epoch: int, best: Path) -> None:
-    finite = np.isfinite(values)
+def _check_finite(names: Sequence[str], rows: Sequence[Sequence[float]], step: int, epoch: int, best: Path) -> None:
+    """Raises Diverged where a value, of those named in a row for each step after `step`, is not a finite number."""
+    finite = np.isfinite(rows)
     if not finite.all():
-        first = int(np.argmin(finite))
+        first, column = np.argwhere(~finite)[0]
+        found, place = f"the {names[column]} is {rows[first][column]}", f"step {step + first + 1} (epoch {epoch})"
         kept = f"The best weights from before are in {best}." if best.exists() else "No epoch was completed before."
         raise Diverged(
-            f"Training diverged: the {name} is {values[first]} at step {step + first + 1} (epoch {epoch}). {kept} "
+            f"Training diverged: {found} at {place}. {kept} "
             "Try a smaller optimizer.learning_rate, optimizer.warmup_epochs=1 or precision=float32."
         )
 
@@ -313,8 +329,9 @@ def _test(network: Network, best_weights, dataset: Dataset, run_dir: Path) -> di
     if best_weights is not None:
         network.set_weights(best_weights)
         test["best"] = logits(network.infer, dataset.test.images)
-    predictions = {"labels": dataset.test.labels, "logits": test["best"], "last_logits": test["last"]}
-    files.write_with(run_dir / "predictions" / "test.npz", lambda name: np.savez(name, **predictions))
+    for name, found in test.items():
+        metrics.check_finite(found, f"on the test split, with the {name} weights")
+    saved.save_predictions(run_dir / "predictions" / "test.npz", dataset.test.labels, test["best"], test["last"])
     return {
         name: metrics.evaluate(test[name], dataset.test.labels, network.teaching and network.teaching.test)
         for name in ("best", "last")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import traceback
@@ -18,8 +19,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kdrun import __version__, gpus, resuming, sweeps
-from kdrun.errors import KdrunError
+from kdrun import __version__, files, gpus, resuming, sweeps
+from kdrun.errors import KdrunError, NoRoom
 from kdrun.explaining import config_dir, explained, readable, unknown_flag
 from kdrun.overrides import Checked, checked, help_text, plain
 from kdrun.training import stopping
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (KdrunError, HydraException, OmegaConfBaseException, YAMLError) as error:
         problem = error if isinstance(error, KdrunError) else explained(error, arguments)
+        if isinstance(problem, NoRoom):
+            problem.command = shlex.join(["kdrun", *arguments])
         print(f"kdrun: {problem}", file=sys.stderr)
         return problem.exit_code
     except KeyboardInterrupt:
@@ -77,12 +80,15 @@ def _run(arguments: list[str]) -> int:
         with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
             job = _job_of(failures, known)
             hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
-    except ValueError:
+    except Exception as error:
+        if problem := files.no_room(error, Path(known.folder)):  # what Hydra writes
+            raise problem from error
         # a search of which no trial was completed has no best one, for which its sweeper has a traceback
-        if known.sweep is None or sweeps.done(known.sweep)["completed"]:
+        if not isinstance(error, ValueError) or known.sweep is None or sweeps.done(known.sweep)["completed"]:
             raise
     finally:
-        _remove_unbegun(known.made)
+        if known.is_new:
+            _remove_unbegun(Path(known.folder))
         all_done = known.sweep is None or _shown(known.sweep)
     if not all_done:
         return 1
@@ -101,9 +107,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _remove_unbegun(run_dir: Path | None) -> None:
+def _remove_unbegun(run_dir: Path) -> None:
     """Take away the directory of a run that did not get as far as a record: nothing of it is worth keeping."""
-    if run_dir and not (run_dir / "run.json").exists():
+    if not (run_dir / "run.json").exists():
         shutil.rmtree(run_dir, ignore_errors=True)
         for parent in (run_dir.parent, run_dir.parent.parent):
             with suppress(OSError):  # it holds something else

@@ -38,12 +38,13 @@ SEARCHED = [
 
 class Checked(NamedTuple):
     """Further overrides, for the run directory; the config, where it is not the one that Hydra composes; the sweep; the
-    run directory that is there because of this command."""
+    folder that all is written into, and whether it is a run directory that is new."""
 
     overrides: list[str]
     config: dict | None = None
     sweep: sweeps.Sweep | None = None
-    made: Path | None = None
+    folder: str = "."
+    is_new: bool = False
 
 
 def checked(options: argparse.Namespace) -> Checked:
@@ -75,7 +76,7 @@ def checked(options: argparse.Namespace) -> Checked:
         return _swept(composed, values, overrides)
     if resumes:
         run_dir = resuming.grown(Path(values["resume"]), values) if growing else Path(values["resume"])
-        return Checked(_going_on(str(run_dir)), {**values, "resume": str(run_dir)})
+        return Checked(_going_on(str(run_dir)), {**values, "resume": str(run_dir)}, folder=str(run_dir))
     if values["sweep"] is not None:
         raise InputError(f"sweep={values['sweep']} is the name of a sweep. Add -m, or leave it out.")
     if any(override.startswith("hydra.run.dir=") for override in overrides):
@@ -84,12 +85,13 @@ def checked(options: argparse.Namespace) -> Checked:
         run_dir = Path(os.path.expanduser(composed.hydra.run.dir))
         runs.check_below("hydra.run.dir", run_dir, values["outputs"])
         runs.check_unused(run_dir)
-        return Checked([f"hydra.run.dir={quoted(str(run_dir))}"], made=None if run_dir.exists() else run_dir)
+        is_new = not run_dir.exists()
+        return Checked([f"hydra.run.dir={quoted(str(run_dir))}"], folder=str(run_dir), is_new=is_new)
     found = resuming.interrupted(values) if values["resume"] == "auto" else None
     if found:
-        return Checked(_going_on(str(found)))
+        return Checked(_going_on(str(found)), folder=str(found))
     run_dir = runs.create(values["outputs"], values["stage"])
-    return Checked([f"hydra.run.dir={quoted(str(run_dir))}"], made=run_dir)
+    return Checked([f"hydra.run.dir={quoted(str(run_dir))}"], folder=str(run_dir), is_new=True)
 
 
 def _config_folder(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -178,7 +180,7 @@ def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Check
         total = math.prod(len(set(override.sweep_string_iterator())) for override in swept)
     keys = [override.get_key_element() for override in swept]
     folder.mkdir(parents=True, exist_ok=True)  # a search keeps its trials in there
-    return Checked(own, sweep=sweeps.Sweep(str(folder), keys, total))
+    return Checked(own, sweep=sweeps.Sweep(str(folder), keys, total), folder=str(folder))
 
 
 def _presets(choice: str, overrides: list[str]) -> list[str]:

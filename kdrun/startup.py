@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from kdrun.errors import KdrunError
 
@@ -17,10 +17,12 @@ _NOISE = re.compile(
 
 
 class _Console(logging.Handler):
-    """Prints to whatever standard output is at the moment, so that lines pass above a live progress bar."""
+    """Prints to whatever standard output is at the moment, so that lines pass above a live progress bar; where that is
+    gone or has no room, a run goes on without them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stdout, flush=True)
+        with suppress(OSError):
+            print(self.format(record), file=sys.stdout, flush=True)
 
 
 def log_to_terminal() -> None:

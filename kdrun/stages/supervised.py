@@ -22,6 +22,8 @@ from kdrun.training.network import Network, Teaching, kept
 
 log = logging.getLogger(__name__)
 
+_LOGS = 500_000  # bytes of a short run's logs, curves and pictures
+
 FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz", "metrics.jsonl")
 
 
@@ -147,7 +149,8 @@ def _described(network: Network) -> dict:
             # trained beside the network, and no part of it
             "objectives": sum(v.shape.num_elements() for v in network.learned.trainable_variables),
         },
-        "room_needed": 3 * state.size(network),  # the last two training states, and the next one beside them
+        # the last two training states and the next one beside them; best and last weights likewise; logs and curves
+        "room_needed": 3 * state.size(network) + 3 * state.size_of(network.model.variables) + _LOGS,
     }
 
 

@@ -7,7 +7,7 @@ weights so far, and a sealed manifest with where training is. The last two are k
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +91,11 @@ def read(found: Found, network: Network) -> None:
 
 def size(network: Network) -> int:
     """Bytes that a state takes, about."""
-    variables = [*network.state, *network.model.variables]
+    return size_of([*network.state, *network.model.variables])
+
+
+def size_of(variables: Iterable[tf.Variable]) -> int:
+    """Bytes of variables."""
     return sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)
 
 

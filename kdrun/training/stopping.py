@@ -3,9 +3,11 @@
 SIGHUP, which comes when a terminal or an ssh connection is closed, is one of them, except under nohup.
 """
 
+import os
 import signal
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from kdrun.errors import Stopped
 
@@ -19,6 +21,8 @@ def on_signals() -> Iterator[None]:
     once. A second SIGHUP does nothing: shell and kernel both send one."""
 
     def ask(number, frame):
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
         _received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -56,6 +60,16 @@ def _handling(handlers: Mapping[int, Callable]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_closed_terminal() -> None:
+    """What would be written to a terminal that was closed, which is an error, goes nowhere instead."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # closed altogether
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def check() -> None:

@@ -52,8 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("kdrun: Stopped by SIGINT.", file=sys.stderr)
         return 130
-    except Exception:  # noqa: BLE001 - the last place where an unexpected error can be shown and given its exit code
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - the last place where an unexpected one can be shown and given its exit code
+        if problem := files.no_room(error, Path()):  # for a run directory
+            print(f"kdrun: {problem}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return 1
     finally:
         GlobalHydra.instance().clear()

@@ -44,7 +44,8 @@ def generalist(outputs: Path, split: str) -> np.ndarray:
 
 
 def classes_of(outputs: Path) -> list[int]:
-    return reference.record(only(outputs / "still", "specialist"))["identity"]["classes"]
+    (found,) = reference.record(only(outputs / "still", "specialists"))["results"]["specialists"]
+    return found["classes"]
 
 
 def relabelled(labels: np.ndarray, classes: list[int]) -> np.ndarray:

@@ -17,8 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from kdrun import runs
-from kdrun.comparison import gathering
+from kdrun import predictions, runs
 from kdrun.training import metrics
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -216,7 +215,7 @@ def distance(z: np.ndarray, v: np.ndarray) -> float:
 
 def centred(run_dir: Path) -> np.ndarray:
     """A run's test logits with rows of mean zero."""
-    z = gathering.predictions(run_dir)[1].astype(np.float64)
+    z = predictions.read(run_dir)[1].astype(np.float64)
     return z - z.mean(axis=1, keepdims=True)
 
 
@@ -226,7 +225,7 @@ def ensemble(outputs: Path) -> Found | None:
         members, students = sweep(outputs, f"paper_members{ending}"), sweep(outputs, f"paper_ensemble{ending}")
         if not members or not students:
             continue
-        answers = [gathering.predictions(each["path"]) for each in members]
+        answers = [predictions.read(each["path"]) for each in members]
         together = metrics.evaluate(metrics.ensemble([z for _, z in answers]), answers[0][0])["errors"]
         single, found = np.mean(errors(members)), errors(students)
         kept = [100 * (single - each) / (single - together) for each in found]

@@ -6,18 +6,54 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from kdrun.errors import NoRoom
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\..+")
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, or a link to one, open for reading.
+
+    Raises OSError for anything else: a FIFO would be waited for, /dev/zero has no end.
+    """
+    return open(path, "rb", opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    _check_regular(path, os.stat(path))  # before it is opened, which alone does something to some devices
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # it may be a FIFO by now
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(path: str, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder, not a file" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise OSError(errno.EINVAL, kind, str(path))
+
+
+def read(path: str | Path, most: int = 1 << 26) -> bytes:
+    """A regular file of at most `most` bytes. Raises OSError for anything else."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {readable(most)}", str(path))
+    return content
+
+
 def sha256(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
+    """sha256 of a regular file. Raises OSError for anything else."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -65,7 +101,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in folder.glob(".*"):
         if _TEMPORARY.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def free(folder: Path) -> int:

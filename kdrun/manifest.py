@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrun import files
+from kdrun import files, forms
 
 NAME = "manifest.json"
 _SEAL = "sealed_sha256"
@@ -35,12 +35,15 @@ def seal(folder: Path, facts: Mapping) -> None:
 def opened(folder: Path) -> dict:
     """The facts that were sealed with a folder, of which every file is byte for byte what it was. Raises Damaged."""
     try:
-        manifest = unsealed(json.loads((folder / NAME).read_bytes()))
-        for name, expected in manifest.pop("files").items():
+        manifest = unsealed(json.loads(files.read(folder / NAME)))
+        sums = manifest.pop("files")
+        if wrong := next((name for name in sums if not forms.plain_name(name)), None):
+            raise Damaged(f"{NAME} names {wrong!a}, which is no file in it")
+        for name, expected in sums.items():
             if files.sha256(folder / name) != expected:
                 raise Damaged(f"{name} is not what {NAME} says")
     except _UNREADABLE as error:
-        raise Damaged(f"it cannot be read ({error})") from error
+        raise Damaged(f"it cannot be read ({' '.join(str(error).split())})") from error
     return manifest
 
 

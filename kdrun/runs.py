@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdrun import code, files, manifest, registry
+from kdrun import code, files, manifest, records, registry
 from kdrun.errors import InputError
 from kdrun.training import stopping
 
@@ -139,19 +139,13 @@ def read(run_dir: str | Path) -> dict:
     """
     path = Path(run_dir) / "run.json"
     try:
-        record = manifest.unsealed(json.loads(path.read_text()))
+        record = manifest.unsealed(json.loads(files.read(path)))
     except OSError as error:
         raise InputError(f"{run_dir} is not a run directory: {path.name} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError, manifest.Damaged) as error:
         raise InputError(f"{path} is damaged, or not the record of a kdrun run: {error}.") from error
-    needed = {"stage": str, "status": str, "config": dict}
-    if record.get("status") == "completed":
-        needed["finished"] = str
-        if record.get("stage") in (*NETWORKS, "specialist"):
-            needed |= {"files": dict, "num_classes": int, "dataset_sha256": str}
-    lacking = [name for name, kind in needed.items() if not isinstance(record.get(name), kind)]
-    if lacking or not isinstance(record["config"].get("data"), dict):
-        raise InputError(f"{path} is not the record of a kdrun run: it lacks {', '.join(lacking) or 'config.data'}.")
+    if wrong := records.wrong(record, (*NETWORKS, "specialist")):
+        raise InputError(f"{path} is damaged, or not the record of a kdrun run: {wrong}.")
     if record["status"] == "running" and not _is_written(Path(run_dir), record):
         record["status"] = "interrupted"
     return record

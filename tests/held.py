@@ -1,5 +1,6 @@
-"""What a run directory holds, for comparing runs bit by bit."""
+"""What a run directory holds, for comparing runs bit by bit; its table, for LaTeX."""
 
+import subprocess
 from pathlib import Path
 
 
@@ -22,3 +23,10 @@ def arrays(path: Path) -> dict[str, bytes]:
         file.visititems(lambda _, item: datasets.append(item) if hasattr(item, "dtype") else None)
         assert datasets
         return {item.name: item[()].tobytes() for item in datasets}
+def compiled(table: str, folder: Path) -> None:
+    """Compile a table in a minimal document with pdflatex; any error in it is one here."""
+    begin = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
+    (folder / "table.tex").write_text(f"{begin}{table}\n\\end{{document}}\n")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "-no-shell-escape", "table.tex"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120)
+    assert ended.returncode == 0 and (folder / "table.pdf").stat().st_size > 1000, ended.stdout[-2000:]

@@ -1,6 +1,9 @@
 """Run directories become a table, a row a run, from run.json, metrics.jsonl and predictions/test.npz alone."""
 
+import hashlib
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,11 +11,14 @@ import numpy as np
 import pandas as pd
 
 from kdrun import config as rules
-from kdrun import manifest, runs
+from kdrun import files, forms, manifest, predictions, records, runs, texts
 from kdrun.errors import InputError
 from kdrun.objectives import choosing
 from kdrun.training import metrics
 
+_OVERRIDE = re.compile(r"[+~]*(?!hydra\b)[a-z]\S*(=|$)", re.IGNORECASE)  # one of kdrun's own keys
+_LINE = {"epoch": forms.count, "split": forms.word, "accuracy": forms.fraction, str: forms.number}
+_LATENCY = [f"batch_{size}_{name}" for size in (1, 128) for name in ("median", "p95")]
 _NOT_THE_SEED = ("seed", "teacher_weights")
 _DISTILLING_ALONE = (
     "stage",
@@ -35,50 +41,58 @@ def frame(*places: str | Path) -> pd.DataFrame:
     return pd.DataFrame([_row(run_dir) for run_dir in runs.found([str(place) for place in places])])
 
 
-def predictions(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int [n] and the best weights' logits float32 [n, classes] on the test set."""
-    with np.load(Path(run_dir) / "predictions" / "test.npz", allow_pickle=False) as saved:
-        return saved["labels"], saved["logits"]
-
-
 def curves(run_dir: str | Path) -> pd.DataFrame:
     """metrics.jsonl: a row for each epoch and split, numbers but for the split. Raises InputError for anything else."""
     path = Path(run_dir) / "metrics.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        table = pd.DataFrame(lines)
-        for key in ("epoch", "accuracy"):
-            table[key] = pd.to_numeric(table[key])
-        table["split"] = table["split"].astype(str)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        lines = [json.loads(line) for line in files.read(path).splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged, or not a run's metrics: {' '.join(str(error).split())}.") from error
-    return table
+    if wrong := forms.problem(lines, [_LINE]) or _of_no_epoch(lines):
+        raise InputError(f"{path} is damaged, or not a run's metrics: {wrong}.")
+    return pd.DataFrame(lines)
+
+
+def _of_no_epoch(lines: Sequence[Mapping]) -> str | None:
+    return None if any(line["split"] == "validation" for line in lines) else "no epoch is validated"
 
 
 def _row(run_dir: Path) -> dict:
+    """One run; `problem` says why it is not used, and no run, whatever it holds, is in the way of the others."""
     row = {"run": str(run_dir), "problem": ""}
     try:
         record = runs.read(run_dir)
-    except InputError as error:
-        return row | {"status": "damaged", "problem": str(error)}
-    row |= {"stage": record["stage"], "status": record["status"], "command": record.get("command", "")}
-    row |= {f"config.{key}": _shown(value) for key, value in rules.flatten(record["config"])}
-    if record["stage"] not in runs.TRAINING:
-        return row
-    if record["status"] != "completed":
-        return row | {"problem": str(record.get("error") or f"{record['status']}, not completed").splitlines()[0]}
-    if changed := runs.damaged(run_dir, record):
-        return row | {"status": "damaged", "problem": f"{', '.join(changed)} is not what run.json says"}
+        row |= {"stage": record["stage"], "status": record["status"], "command": _command(record)}
+        row |= {f"config.{key}": _shown(value) for key, value in rules.flatten(record["config"])}
+        if record["stage"] not in runs.TRAINING:
+            return row
+        if record["status"] != "completed":
+            why = texts.one_line(record.get("error") or f"{record['status']}, not completed")
+            return row | {"problem": why}
+        if changed := runs.damaged(run_dir, record):
+            return row | {"status": "damaged", "problem": f"damaged: {', '.join(changed)} is not what run.json says"}
+        measured = _measured(run_dir, record)
+    except Exception as error:  # noqa: BLE001 - see above
+        said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        return row | {"status": "damaged", "problem": f"damaged: {texts.one_line(said)}"}
+    return row | measured
+
+
+def _command(record: Mapping) -> str:
+    """The overrides of the command that made a run, as a command; none where a stage was called from Python."""
     try:
-        return row | _identified(record) | _measured(run_dir, record)
-    except (InputError, KeyError, TypeError, ValueError, OSError) as error:
-        return row | {"status": "damaged", "problem": f"{type(error).__name__}: {error}"}
+        words = shlex.split(record.get("command") or "")[1:]
+    except ValueError:
+        return ""
+    own = all(_OVERRIDE.match(word) and word.isprintable() for word in words)
+    return shlex.join(["kdrun", *words]) if words and own else ""
 
 
-def _identified(record: Mapping) -> dict:
+def _identified(record: Mapping, labels: np.ndarray) -> dict:
     """Whom a run is compared with: `group` holds the runs that differ from it in the seed alone, `student` those whose
-    student has the same network, data, epochs and steps, distilled or not."""
+    student has the same network, data, epochs and steps, distilled or not; all with the same test labels, int64 [n]."""
     identity = {key: value for key, value in record["identity"].items() if key not in _NOT_THE_SEED}
+    identity |= {"num_classes": record["num_classes"], "test_labels": hashlib.sha256(labels.tobytes()).hexdigest()}
     teachers = record.get("teachers", [])
     if teachers:
         identity["teacher"] = [
@@ -97,24 +111,31 @@ def _identified(record: Mapping) -> dict:
 
 
 def _measured(run_dir: Path, record: Mapping) -> dict:
-    results = record["results"]
+    stage = record["stage"]
+    if wrong := forms.problem(record, records.TRAINED) or (
+        stage == "distill" and forms.problem(record, records.DISTILLED)
+    ):
+        raise InputError(f"in run.json {wrong}")
+    results, identity = record["results"], record["identity"]
     test, validation = results["test"]["best"], results["validation"]["best"]
-    labels, logits = predictions(run_dir)
+    labels, logits = predictions.read(run_dir)
+    if identity.get("stage") != stage or logits.shape != (test["count"], record["num_classes"]):
+        raise InputError("its predictions and its identity are not those of its run.json")
     curves(run_dir)  # so that a figure need not fail of it
-    return {
+    latency = {f"latency_{name}": results.get("latency", {}).get(name) for name in _LATENCY}
+    return _identified(record, labels.astype(np.int64)) | {
         "model": record["model"]["name"],
         "parameters": record["parameters"]["total"],
         "multiply_adds": record.get("multiply_adds"),
         "weights_bytes": (run_dir / "checkpoints" / "best.weights.h5").stat().st_size,
-        "epochs": record["identity"]["epochs"],
-        "held_out": not record["identity"]["data"].get("train_on_validation", False),
+        "epochs": identity["epochs"],
+        "held_out": not identity["data"].get("train_on_validation", False),
         "steps": results["steps"],
-        "objective": "+".join(choosing.chosen(record["identity"].get("objective", {})))
-        + " of peers" * bool(record["identity"].get("peers")),
-        "control": (control := _control(record["identity"])),
-        "kind": "control" if control else record["stage"],
-        "temperature": record["identity"].get("temperature"),
-        "alpha": record["identity"].get("alpha"),
+        "objective": _names(identity.get("objective", {})) + " of peers" * bool(identity.get("peers")),
+        "control": (control := _control(identity)),
+        "kind": "control" if control else stage,
+        "temperature": identity.get("temperature"),
+        "alpha": identity.get("alpha"),
         "validation_accuracy": validation["accuracy"],
         "validation_cross_entropy": validation["cross_entropy"],
         "test_accuracy": test["accuracy"],
@@ -127,7 +148,7 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "teacher_kl": test.get("teacher_kl"),
         "training_seconds": results["training_seconds"],
         "images_per_second": results["images_per_second"],
-        **{f"latency_{name}": value for name, value in results.get("latency", {}).items()},
+        **{name: value for name, value in latency.items() if value is not None},
     }
 
 
@@ -136,10 +157,17 @@ def _control(identity: Mapping) -> str:
     if identity["stage"] != "distill":
         return ""
     if not choosing.need_teacher(identity["objective"]):
-        return "+".join(choosing.chosen(identity["objective"])).replace("_", " ")
+        return _names(identity["objective"]).replace("_", " ")
     shuffle = identity["teachers"]["shuffle"]
     return {"none": "", "all": "shuffled teacher"}.get(shuffle, f"teacher shuffled {shuffle}".replace("_", " "))
 
 
+def _names(objective: Mapping) -> str:
+    return "+".join(texts.one_line(name) for name in choosing.chosen(objective))
+
+
 def _shown(value):
-    return str(value) if isinstance(value, Sequence | Mapping) and not isinstance(value, str) else value
+    """A value of a config as a column takes it: plain, and a text that can be written."""
+    if isinstance(value, Sequence | Mapping) or (isinstance(value, int) and abs(value) >= 2**63):
+        return str(value).encode(errors="replace").decode()
+    return value

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdrun.comparison import gathering
+from kdrun import predictions
 
 MEASURED = (
     *("parameters", "multiply_adds", "weights_bytes", "training_seconds", "validation_accuracy"),
@@ -143,7 +143,7 @@ def best(groups: pd.DataFrame) -> str | None:
 
 
 def _right(run_dir: str) -> np.ndarray:
-    labels, logits = gathering.predictions(run_dir)
+    labels, logits = predictions.read(run_dir)
     return np.argmax(logits, axis=1) == labels
 
 
@@ -213,6 +213,8 @@ def _p(value: float) -> str:
 def _advice(usable: pd.DataFrame, name: str) -> str:
     """The commands that make what is missing, from the one that made the group."""
     run = usable[usable["group"] == name].iloc[0]
+    if not run["command"]:  # a stage that was called from Python
+        return "Train the same student alone, and the distilled one, with more seeds to find out."
     given = [
         word
         for word in shlex.split(run["command"])[1:]

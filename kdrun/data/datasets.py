@@ -2,17 +2,17 @@
 
 import gzip
 import hashlib
-import io
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from kdrun import files
+from kdrun.arrays import DEFLATE_RATIO, UNREADABLE, Npz
 from kdrun.data.batches import SUBSET
 from kdrun.errors import InputError
 from kdrun.registry import get, register
@@ -27,11 +27,6 @@ _IDX_FILES = {
     "y_test": "t10k-labels-idx1-ubyte",
 }
 _KEYS = tuple(_IDX_FILES)
-_DEFLATE_RATIO = 1032  # the most that deflate can make of a byte; headers that claim more lie
-# what zipfile, gzip, zlib and numpy raise for files that are damaged, encrypted or compressed in an unknown way
-_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, SyntaxError, TypeError)
-_UNREADABLE += (tokenize.TokenError, OverflowError, MemoryError)
-_LONGEST_HEADER = 10_000  # bytes; numpy's own limit
 
 
 class Split(NamedTuple):
@@ -167,7 +162,11 @@ def _key(data: Mapping) -> tuple:
 @lru_cache(maxsize=2)
 def _source(key: tuple):
     name, path, num_classes = key
-    return get("data", name)({"path": path, "num_classes": num_classes})
+    try:
+        source = get("data", name)
+    except KeyError as error:  # the record of somebody else's run may name any
+        raise InputError(f"data={name}: there is no such dataset here.") from error
+    return source({"path": path, "num_classes": num_classes})
 
 
 @lru_cache(maxsize=1)
@@ -198,27 +197,9 @@ def _arrays(key: tuple) -> tuple:
 
 
 def _existing(path: str, key: str, what: str) -> Path:
-    if not Path(path).exists():
+    if path is None or not Path(path).exists():
         raise InputError(f"{key}: {path} does not exist. Set {key} to {what}.")
     return Path(path)
-
-
-def _sha256(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _most(path: Path, member: zipfile.ZipInfo) -> int:
-    """Bytes that an archive's member can hold at most, whatever the archive says of it."""
-    packed = min(member.compress_size, path.stat().st_size)
-    unpacked = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: _DEFLATE_RATIO * packed}
-    if member.compress_type not in unpacked:
-        raise ValueError(f"{member.filename} is compressed in an unusual way")
-    return min(member.file_size, unpacked[member.compress_type])
 
 
 class _Npz:
@@ -226,48 +207,17 @@ class _Npz:
 
     def __init__(self, path: Path, num_classes: int | None):
         self.path, self.num_classes = path, num_classes
-        self._headers = {}
-        try:
-            self.sha256 = _sha256([path])
-            with zipfile.ZipFile(path) as archive:
-                members = set(archive.namelist())
-                missing = [name for name in _KEYS if f"{name}.npy" not in members]
-                if missing:
-                    raise InputError(f"{path}: no array {', '.join(missing)}; it must hold {', '.join(_KEYS)}.")
-                for name in _KEYS:
-                    held = _most(path, archive.getinfo(f"{name}.npy"))
-                    with archive.open(f"{name}.npy") as file:
-                        member = io.BytesIO(file.read(12 + _LONGEST_HEADER))  # a header may claim gigabytes
-                        version = np.lib.format.read_magic(member)
-                        read = (
-                            np.lib.format.read_array_header_1_0
-                            if version == (1, 0)
-                            else np.lib.format.read_array_header_2_0
-                        )
-                        shape, _, dtype = read(member)
-                    if dtype.hasobject:
-                        raise InputError(f"{path}: {name} holds Python objects; it must hold numbers.")
-                    claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
-                    if not 0 <= claimed <= held:
-                        raise InputError(
-                            f"{path}: {name} claims {claimed} bytes and the file holds {held}. It is damaged."
-                        )
-                    self._headers[name] = shape
-        except _UNREADABLE as error:
-            said = " ".join(str(error).split())
-            raise InputError(f"{path}: not a readable .npz file ({said}). Write it again with numpy.savez.") from error
+        self._file = Npz(path, _KEYS, f"It must hold {', '.join(_KEYS)}, as numpy.savez writes them.")
+        self.sha256 = self._file.sha256
+        self._read: dict[str, np.ndarray] = {}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._headers[name]
+        return self._file.headers[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                return archive[name]
-        except _UNREADABLE as error:
-            raise InputError(
-                f"{self.path}: {name} cannot be read ({error}). The file is damaged or truncated."
-            ) from error
+        if name not in self._read:
+            self._read = self._file.read()  # all at once, so that the file is looked through once
+        return self._read.pop(name)
 
 
 class _Idx:
@@ -278,7 +228,9 @@ class _Idx:
     def __init__(self, path: Path):
         self.path = path
         self._files = {name: self._find(file) for name, file in _IDX_FILES.items()}
-        self.sha256 = _sha256(list(self._files.values()))
+        together = hashlib.sha256()
+        self._sums = {name: self._digest(name, together) for name in _IDX_FILES}
+        self.sha256 = together.hexdigest()
 
     def _find(self, file: str) -> Path:
         for candidate in (self.path / file, self.path / f"{file}.gz"):
@@ -286,41 +238,56 @@ class _Idx:
                 return candidate
         raise InputError(f"data.path: {self.path} holds no {file} or {file}.gz. It must hold the four IDX files.")
 
-    def _open(self, name: str):
+    @contextmanager
+    def _open(self, name: str) -> Iterator[BinaryIO]:
+        """A file's content, uncompressed. Raises InputError where it cannot be read."""
         path = self._files[name]
-        return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+        try:
+            with files.open_regular(path) as file:
+                yield gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        except UNREADABLE as error:
+            raise self._unreadable(name, error) from error
+
+    def _digest(self, name: str, also=None) -> str:
+        """A file's sha256; its bytes go into the digest `also`, too."""
+        digest = hashlib.sha256()
+        try:
+            with files.open_regular(self._files[name]) as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+                    if also:
+                        also.update(block)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        return digest.hexdigest()
+
+    def _unreadable(self, name: str, error: Exception) -> InputError:
+        said = " ".join(str(error).split())
+        return InputError(f"{self._files[name]}: cannot be read ({said}). The file is damaged or truncated.")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        try:
-            with self._open(name) as file:
-                return self._header(file, name)
-        except _UNREADABLE as error:
-            raise InputError(
-                f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated."
-            ) from error
+        with self._open(name) as file:
+            return self._header(file, name)
 
-    def _header(self, file, name: str) -> tuple[int, ...]:
+    def _header(self, file: BinaryIO, name: str) -> tuple[int, ...]:
         dimensions = 3 if name.startswith("x_") else 1
         head = file.read(4 + 4 * dimensions)
         if len(head) < 4 + 4 * dimensions or head[:4] != bytes([0, 0, 8, dimensions]):
             raise InputError(f"{self._files[name]}: not an IDX file of unsigned bytes with {dimensions} dimension(s).")
         shape = tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
         path = self._files[name]
-        most = path.stat().st_size * (_DEFLATE_RATIO if path.suffix == ".gz" else 1)
-        if int(np.prod(shape, dtype=object)) > most:
+        most = path.stat().st_size * (DEFLATE_RATIO if path.suffix == ".gz" else 1)
+        if math.prod(shape) > most:
             raise InputError(f"{path}: its header says {list(shape)}, for which the file is too small. It is damaged.")
         return shape
 
     def read(self, name: str) -> np.ndarray:
-        try:
-            with self._open(name) as file:
-                shape = self._header(file, name)
-                expected = int(np.prod(shape, dtype=object))
-                payload = file.read(expected + 1)  # what is longer is damaged, too, and may be much longer
-        except _UNREADABLE as error:
-            raise InputError(
-                f"{self._files[name]}: cannot be read ({error}). The file is damaged or truncated."
-            ) from error
+        with self._open(name) as file:
+            shape = self._header(file, name)
+            expected = math.prod(shape)
+            payload = file.read(expected + 1)  # what is longer is damaged, too, and may be much longer
+        if self._digest(name) != self._sums[name]:
+            raise InputError(f"{self._files[name]}: it was changed while kdrun was reading it. Give a file that stays.")
         if len(payload) != expected:
             more = " or more" if len(payload) > expected else ""
             raise InputError(

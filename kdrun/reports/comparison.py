@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kdrun.comparison import gathering, testing
+from kdrun import predictions, texts
+from kdrun.comparison import testing
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.reports import events, page, plots
@@ -40,7 +41,7 @@ def report(runs: pd.DataFrame, folder: Path, table: bool = True) -> dict:
     for note in (*verdict.controls, *verdict.refused):
         log.info("%s", note)
     for run, problem in problems.itertuples(index=False):
-        log.info("not used: %s: %s", run, problem)
+        log.info("not used: %s: %s", texts.one_line(run), problem)
     if len(verdict.groups):
         figures = _figures(runs[runs["problem"] == ""], verdict.groups)
         _write_figures(figures, folder)
@@ -56,10 +57,10 @@ def report(runs: pd.DataFrame, folder: Path, table: bool = True) -> dict:
 
 
 def _write_tables(verdict: testing.Verdict, shown: pd.DataFrame, folder: Path) -> None:
-    verdict.groups.to_csv(folder / "comparison.csv", index_label="group")
+    verdict.groups.map(texts.csv).to_csv(folder / "comparison.csv", index_label="group")
     verdict.groups.to_json(folder / "comparison.json", orient="index", indent=1)
-    (folder / "comparison.md").write_text(f"{verdict.sentence}\n\n{rows.markdown(shown)}\n")
-    shown.style.hide(axis="index").to_latex(folder / "comparison.tex", hrules=True)
+    (folder / "comparison.md").write_text(f"{texts.markdown(verdict.sentence)}\n\n{rows.markdown(shown)}\n")
+    (folder / "comparison.tex").write_text(rows.latex(shown) + "\n")
 
 
 def _figures(usable: pd.DataFrame, groups: pd.DataFrame) -> dict[str, Figure]:
@@ -88,17 +89,17 @@ def _figures(usable: pd.DataFrame, groups: pd.DataFrame) -> dict[str, Figure]:
 def _knowledge(usable: pd.DataFrame, run: str) -> Figure | None:
     row = usable[usable["run"] == run].iloc[0]
     try:
-        teacher = gathering.predictions(row["teacher"][0])[1]
-        labels, logits = gathering.predictions(run)
+        teacher = predictions.read(row["teacher"][0])[1]
+        labels, logits = predictions.read(run)
         keys = ("name", "path", "num_classes", "validation_size", "train_size", "test_size")
         given = {key: row.get(f"config.data.{key}") for key in keys}
         data = {key: None if pd.isna(value) else value for key, value in given.items()}
         sizes = {key: data[key] and int(data[key]) for key in keys[2:]}
         images = datasets.load({**data, **sizes}).test.images
-    except (OSError, KeyError, ValueError, IndexError, InputError) as error:
+    except (OSError, KeyError, TypeError, ValueError, IndexError, InputError) as error:
         log.info("compare: no figure of what the teacher knows: %s", error)
         return None
-    if len(teacher) != len(labels) or len(images) != len(labels):
+    if teacher.shape != logits.shape or len(images) != len(labels):
         return None
     return plots.what_the_teacher_knows(images, labels, teacher, logits, float(row["temperature"]))
 

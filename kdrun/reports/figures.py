@@ -6,16 +6,16 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kdrun import predictions
 from kdrun.data.datasets import Split
 from kdrun.training.metrics import log_softmax
 
 _DRAWN = 112  # pixels a side, about, that a single image of a figure has at most
 
 
-def predictions(split: Split, path: Path) -> dict[str, np.ndarray]:
-    """Pictures uint8 [height, width, 3] of the predictions in a predictions/test.npz for `split`."""
-    with np.load(path, allow_pickle=False) as saved:
-        logits, labels = saved["logits"], saved["labels"]
+def of_predictions(split: Split, run_dir: Path) -> dict[str, np.ndarray]:
+    """Pictures uint8 [height, width, 3] of a run's predictions for `split`."""
+    labels, logits = predictions.read(run_dir)
     return {
         "confusion_matrix": _pixels(confusion_matrix(labels, np.argmax(logits, axis=1), logits.shape[1])),
         "misclassified": _pixels(misclassified(split.images, labels, logits)),

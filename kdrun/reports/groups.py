@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from kdrun import texts
 from kdrun.reports.tables import NAMES
 
 
@@ -58,14 +59,24 @@ def text(shown: pd.DataFrame, most: int = 12) -> str:
     for row in shown.itertuples(index=False):
         table.add_row(*row[:most])
     said = io.StringIO()
-    Console(file=said, width=160, color_system=None).print(table)
+    Console(file=said, width=160, color_system=None, markup=False, emoji=False).print(table)
     return said.getvalue().rstrip()
 
 
 def markdown(shown: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    lines = [shown.columns, ["---", *["---:"] * (shown.shape[1] - 1)], *shown.itertuples(index=False)]
+    """A table in Markdown, its texts escaped."""
+    rows = [map(texts.markdown, row) for row in (shown.columns, *shown.itertuples(index=False))]
+    lines = [rows[0], ["---", *["---:"] * (shown.shape[1] - 1)], *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def latex(shown: pd.DataFrame) -> str:
+    """A table in LaTeX, its texts escaped; it needs the package booktabs."""
+    rows = [map(texts.latex, row) for row in (shown.columns, *shown.itertuples(index=False))]
+    heading, *body = (" & ".join(row) + r" \\" for row in rows)
+    columns = "l" + "r" * (shown.shape[1] - 1)
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", heading, r"\midrule", *body, r"\bottomrule", end])
 
 
 def html(shown: pd.DataFrame) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from kdrun import runs, texts
+
 log = logging.getLogger(__name__)
 
 
@@ -19,22 +21,23 @@ def show(records: Mapping[Path, dict | str], total: int | None) -> bool:
     failures = []
     for run_dir, record in records.items():
         if isinstance(record, str):
-            table.add_row(run_dir.name, "damaged", "", "", "")
+            table.add_row(texts.one_line(run_dir.name), "damaged", "", "", "")
             failures.append((run_dir, record))
             continue
-        results = record.get("results", {}) if record["status"] == "completed" else {}
+        trained = record["status"] == "completed" and record["stage"] in (*runs.NETWORKS, "specialist")
+        results = record.get("results", {}) if trained else {}
         best = [
             f"{results[split]['best']['accuracy']:.2%}" if split in results else "" for split in ("validation", "test")
         ]
         seconds = f"{results['training_seconds']:,.0f}" if "training_seconds" in results else ""
-        table.add_row(run_dir.name, record["status"], *best, seconds)
+        table.add_row(texts.one_line(run_dir.name), record["status"], *best, seconds)
         if record["status"] != "completed":
             failures.append((run_dir, record.get("error") or record["status"]))
     text = io.StringIO()
-    Console(file=text, width=160, color_system=None).print(table)
+    Console(file=text, width=160, color_system=None, markup=False, emoji=False).print(table)
     log.info("\n%s", text.getvalue().rstrip())
     for run_dir, reason in failures:
-        log.info("%s: %s (%s)", run_dir.name, " ".join(reason.split()), run_dir / "kdrun.log")
+        log.info("%s: %s (%s)", run_dir.name, texts.one_line(reason), run_dir / "kdrun.log")
     missing = 0 if total is None else max(0, total - len(records))
     if missing:
         log.info("%d jobs were not begun. The same command again goes on with what is left", missing)

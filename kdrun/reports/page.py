@@ -19,7 +19,7 @@ def write(path: Path, figures: Mapping[str, tuple[Figure, str]], tables: Mapping
         for name, (figure, caption) in figures.items()
     ]
     tables = {name: Markup(table) for name, table in tables.items()}
-    path.write_text(template.render(figures=drawn, **tables, **texts))
+    path.write_text(template.render(figures=drawn, **tables, **texts), "utf-8", "replace")
 
 
 def commands(given: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from kdrun import predictions
 from kdrun.comparison import gathering
 from kdrun.training import metrics
 
@@ -123,7 +124,7 @@ def reliability(runs: Mapping[str, Sequence[str]]) -> Figure:
             continue
         parts = []
         for run in runs[stage]:
-            labels, logits = gathering.predictions(run)
+            labels, logits = predictions.read(run)
             parts.append(metrics.confidences(logits, labels, _BINS))
         confidence, right, which = (np.concatenate(part) for part in zip(*parts, strict=True))
         counts = np.bincount(which, minlength=_BINS)
@@ -204,7 +205,7 @@ def what_the_teacher_knows(
 def _confusions(runs: Sequence[str]) -> np.ndarray:
     total = 0
     for run in runs:
-        labels, logits = gathering.predictions(run)
+        labels, logits = predictions.read(run)
         counts = np.zeros((logits.shape[1],) * 2)
         np.add.at(counts, (labels, np.argmax(logits, axis=1)), 1)
         total = total + counts

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import files, models, runs
+from kdrun import files, forms, models, records, runs
 from kdrun.data import datasets
+from kdrun.errors import InputError
 from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.teachers import checkpoint
@@ -26,6 +27,8 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
     """
     source, classes = Path(config["run"]), config["classes"]
     theirs = runs.read(source)
+    if wrong := forms.problem(theirs, records.ADJUSTED):
+        raise InputError(f"run: {source} is damaged, or not the record of a network: {wrong}.")
     config = {**config, "data": theirs["config"]["data"]}  # which the result is of, and is evaluated on
     dataset = datasets.load(theirs["config"]["data"], theirs["seed"])
     facts = {"seed": theirs["seed"], "dataset_sha256": dataset.sha256, "adjusted": checkpoint.described(source)}

@@ -1,6 +1,7 @@
 """The teachers' logits on disk: kept ahead of time, or cleared."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,15 +37,13 @@ def _clear(config: Mapping) -> dict:
     folder, deletes = Path(config["cache_dir"]), config["cache"]["yes"]
     found = cache.entries(folder)
     for entry, size in found:
-        if not deletes:
-            log.info("cache: would delete %s (%s)", entry, files.readable(size))
-        elif cache.remove(entry):
-            log.info("cache: deleted %s (%s)", entry, files.readable(size))
+        if why := cache.remove(entry) if deletes else cache.foreign(entry):
+            log.warning("cache: %s stays: %s", entry, why)
         else:
-            log.warning("cache: %s stays: it is being filled, or holds files that are not the cache's", entry)
+            log.info("cache: %s %s (%s)", "deleted" if deletes else "would delete", entry, files.readable(size))
     if not found:
         log.info("cache: nothing of kdrun's is in %s", folder)
     elif not deletes:
         log.info("cache: nothing was deleted. To delete these %d, add cache.yes=true", len(found))
-    left = [str(entry) for entry, _ in found if entry.exists()]
+    left = [str(entry) for entry, _ in found if os.path.lexists(entry)]
     return {"found": [str(entry) for entry, _ in found], "left": left}

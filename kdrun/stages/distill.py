@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from kdrun import models, runs
 from kdrun.data import datasets
+from kdrun.errors import InputError
 from kdrun.objectives import choosing
 from kdrun.objectives.batch import Learned
 from kdrun.objectives.combining import combined
@@ -52,7 +53,7 @@ def distill(config: Mapping, run_dir: Path) -> dict:
                 "mixed": bool(config["distill"]["mixup"]),
                 "peers": config["distill"]["peers"],
             },
-            make=partial(_teaching, config, sources, dataset, model),
+            make=partial(_teaching, config, sources, dataset, model, depends["teacher_weights"]),
         )
         return train_network(config, run_dir, record, dataset, model, config["seed"], taught, start)
 
@@ -100,8 +101,13 @@ def _objectives(config: Mapping, model: Mapping, teacher_model: Mapping | None, 
     return parts, teacher_layers, told
 
 
-def _teaching(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, model: Mapping) -> Teaching:
-    """What the student learns from, with its teachers asked already, or made to be asked in the step."""
+def _teaching(
+    config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, model: Mapping, sums: Sequence[str]
+) -> Teaching:
+    """What the student learns from, with its teachers asked already, or made to be asked in the step.
+
+    `sums` are those of the teachers' weights, as the run's record has them: what was read is to be just that.
+    """
     teacher_model = runs.read(sources[0])["model"] if sources and sources[0].is_dir() else None
     count = config["distill"]["peers"] or len(sources)
     parts, teacher_layers, told = _objectives(config, model, teacher_model, count, dataset)
@@ -118,6 +124,8 @@ def _teaching(config: Mapping, sources: Sequence[Path], dataset: datasets.Datase
         networks, logits = zip(*(answers.live(config, source, dataset) for source in sources), strict=True)
         kept, ask = {}, _asked(networks, teacher_layers)
     combine = partial(_combined, config["teacher"], count)
+    if [checkpoint.weights_of(source) for source in sources] != list(sums):
+        raise InputError("The teacher's file was changed while kdrun was reading it. Start the run again.")
     splits = {
         split: combine([tf.constant(found[split]) for found in logits], 1.0).numpy().astype(np.float32)
         for split in ("validation", "test")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import runs
+from kdrun import forms, records, runs
 from kdrun.data import datasets
-from kdrun.errors import KdrunError
+from kdrun.errors import InputError, KdrunError
 from kdrun.fitting import OF_RUN
 from kdrun.recording import recording
 from kdrun.registry import register
@@ -36,6 +36,8 @@ def evaluate(config: Mapping, run_dir: Path) -> dict:
         damaged = runs.damaged(evaluated, theirs)
         if damaged:
             raise KdrunError(f"{evaluated}: {', '.join(damaged)} is not what run.json says it was. Files were changed.")
+        if wrong := forms.problem(theirs, records.EVALUATED):
+            raise InputError(f"run: {evaluated} is damaged, or not the record of a network: {wrong}.")
         precision.prepare_machine()
         batch_size, image_size = theirs["config"]["evaluation_batch_size"], theirs["image_shape"][0]
         record["results"] = {}

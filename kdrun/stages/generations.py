@@ -4,9 +4,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from kdrun import runs
+from kdrun import predictions, runs
 from kdrun.data import datasets
 from kdrun.recording import recording
 from kdrun.registry import register
@@ -55,7 +53,6 @@ def _tested(run_dir: Path) -> dict:
 def _ensemble(found: list[Path]) -> dict:
     logits = []
     for path in found:
-        with np.load(path / "predictions" / "test.npz", allow_pickle=False) as saved:
-            labels = saved["labels"]
-            logits.append(saved["logits"])
+        labels, of_one = predictions.read(path)
+        logits.append(of_one)
     return metrics.evaluate(metrics.ensemble(logits), labels)

@@ -4,9 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
-from kdrun import runs
+from kdrun import predictions, runs
 from kdrun.data import datasets
 from kdrun.recording import recording
 from kdrun.registry import register
@@ -66,7 +64,7 @@ def _compared(found: Mapping[str, Path], run_dir: Path) -> dict:
 def _row(stage: str, run_dir: Path, teacher_dir: Path) -> dict:
     record = runs.read(run_dir)
     results = record["results"]
-    logits, teacher_logits = (_test_logits(path) for path in (run_dir, teacher_dir))
+    logits, teacher_logits = (predictions.read(path)[1] for path in (run_dir, teacher_dir))
     return {
         "stage": stage,
         "parameters": record["parameters"]["total"],
@@ -79,8 +77,3 @@ def _row(stage: str, run_dir: Path, teacher_dir: Path) -> dict:
         "images_per_second": results["images_per_second"],
         "run": str(run_dir),
     }
-
-
-def _test_logits(run_dir: Path) -> np.ndarray:
-    with np.load(run_dir / "predictions" / "test.npz", allow_pickle=False) as saved:
-        return saved["logits"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import models, runs
+from kdrun import models, predictions, runs
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
 from kdrun.recording import recording
@@ -151,8 +151,7 @@ def _said(config: Mapping, run_dir: Path, dataset: datasets.Dataset, split: str)
 
 def _log_probabilities(run_dir: Path, dustbin_shift: float) -> np.ndarray:
     """A specialist's log-probabilities on the test set, float64; the last class's logit raised first."""
-    with np.load(run_dir / "predictions" / "test.npz", allow_pickle=False) as saved:
-        z = saved["logits"].astype(np.float64)
+    z = predictions.read(run_dir)[1].astype(np.float64)
     z[:, -1] += dustbin_shift
     return metrics.log_softmax(z)
 

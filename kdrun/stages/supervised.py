@@ -117,7 +117,7 @@ def train_network(
         update(run_dir, record)
         save_every = 60 * config["checkpoint"]["every_minutes"]
         results = loop.train(network, dataset, settings, run_dir, monitor, save_every)
-        pictures = figures.predictions(dataset.test, run_dir / "predictions" / "test.npz")
+        pictures = figures.of_predictions(dataset.test, run_dir)
         monitor.final(results["test"], pictures)
         if config["measure_latency"]:
             network.latency = network.latency or latency(network.model, dataset.test.images, size)

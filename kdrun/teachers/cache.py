@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kdrun import files, manifest
+from kdrun import arrays, files, manifest
 from kdrun.data import batches
 from kdrun.errors import InputError, KdrunError
 from kdrun.training import stopping
@@ -81,22 +82,42 @@ def is_there(folder: Path, depends: Mapping) -> bool:
 
 
 def entries(folder: Path) -> list[tuple[Path, int]]:
-    """What kdrun has put into a cache folder, with bytes: entries, entries set aside, and what a killed kdrun left."""
-    found = [path for path in folder.glob("*") if path.is_dir() and _NAME.fullmatch(path.name)]
-    return [(path, sum(file.stat().st_size for file in path.iterdir())) for path in sorted(found)]
+    """What is named as kdrun names what it puts into a cache folder, with bytes: entries, entries set aside, and what a
+    killed kdrun left. Somebody else's may be among them: a link, a file."""
+    found = [path for path in folder.glob("*") if _NAME.fullmatch(path.name)]
+    return [(path, _size_of(path)) for path in sorted(found)]
 
 
-def remove(entry: Path, splits: Sequence[str] = ("train", "validation", "test")) -> bool:
-    """Remove one of `entries`, unless it is being filled or holds files that are not the cache's; says whether."""
+def _size_of(entry: Path) -> int:
+    return 0 if foreign(entry) else sum(path.lstat().st_size for path in entry.iterdir())
+
+
+def foreign(entry: Path) -> str | None:
+    """Why one of `entries` is not the cache's, whatever it is named; None for a folder."""
+    return "it is a link, or no folder: not the cache's" if entry.is_symlink() or not entry.is_dir() else None
+
+
+def remove(entry: Path, splits: Sequence[str] = ("train", "validation", "test")) -> str | None:
+    """Remove one of `entries`; None, or why it stays: it is being filled, or not all of it is the cache's.
+
+    Nothing is followed, and nothing removed with what is in it.
+    """
+    if why := foreign(entry):
+        return why
     try:
         with FileLock(_lock_path(entry), timeout=0):
             ours = re.compile(rf"({'|'.join(splits)})\.npy|(\.[0-9a-f]+\.)?manifest\.json")  # half written, too
-            if not all(ours.fullmatch(path.name) for path in entry.iterdir()):
-                return False
-            shutil.rmtree(entry)
-            return True
+            held = sorted(entry.iterdir())
+            if odd := [path for path in held if not (ours.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode))]:
+                return f"it holds {odd[0].name!a}, which is not the cache's"
+            for path in held:
+                path.unlink()
+            entry.rmdir()
     except Timeout:
-        return False
+        return "it is being filled by another kdrun"
+    except OSError as error:
+        return f"it cannot be removed ({error.strerror})"
+    return None
 
 
 def _lock_path(entry: Path) -> Path:
@@ -127,13 +148,13 @@ def _read(entry: Path, depends: Mapping, shapes: Shapes) -> tuple[dict[str, np.n
         logits = {}
         for split, shape in shapes.items():
             path = entry / f"{split}.npy"
-            logits[split] = np.load(path, mmap_mode="r", allow_pickle=False)
+            logits[split] = arrays.mapped(path)
             if logits[split].shape != tuple(shape) or logits[split].dtype != np.float32:
                 return None, f"{path.name} is {logits[split].dtype} {list(logits[split].shape)}"
     except manifest.Damaged as error:
         return None, str(error)
-    except (OSError, ValueError, KeyError) as error:
-        return None, f"it cannot be read ({error})"
+    except arrays.UNREADABLE as error:
+        return None, f"it cannot be read ({' '.join(str(error).split())})"
     return logits, None
 
 

@@ -5,11 +5,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun import files, models, runs
+from kdrun import files, models, records, runs
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.objectives import choosing
-from kdrun.teachers import overlap
+from kdrun.teachers import file, overlap
+from kdrun.training.weights import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def sources(config: Mapping, overrides: Sequence[str] = ()) -> list[Path]:
     if config["stage"] != "cache" and (config["distill"]["peers"] or not choosing.need_teacher(config["objective"])):
         return []
     if config["teacher"]["logits"] is not None:
-        return [Path(config["teacher"]["logits"])]
+        return [file.checked(config["teacher"]["logits"])]
     given = config["teacher"]["run"]
     if given == "auto":
         return [_matching(config, overrides)]
@@ -112,9 +113,22 @@ def check(config: Mapping, given: str, key: str = "teacher.run") -> None:
 
 
 def load(run_dir: Path, policy: str, which: str = "best"):
-    """The network of a completed run with its `best` or `last` weights, frozen."""
-    record = runs.read(run_dir)
-    model = models.build(record["model"], tuple(record["image_shape"]), record["num_classes"], record["seed"], policy)
-    model.load_weights(run_dir / "checkpoints" / f"{which}.weights.h5")
+    """The network of a completed run with its `best` or `last` weights, frozen.
+
+    Raises InputError where its record is of no network, or its weights are of another one.
+    """
+    record, path = runs.read(run_dir), run_dir / "checkpoints" / f"{which}.weights.h5"
+    if not path.is_file():
+        raise InputError(f"{path} is not there, or no file. Give another run.")
+    if wrong := records.no_network(record, path.stat().st_size):
+        raise InputError(f"{run_dir / 'run.json'} is damaged, or not the record of a network: {wrong}.")
+    try:
+        model = models.build(
+            record["model"], tuple(record["image_shape"]), record["num_classes"], record["seed"], policy
+        )
+    except Exception as error:  # whatever a model's own keys make of it
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{run_dir}: no network can be made as run.json says ({said[:200]}).") from error
+    load_weights(model, path)
     model.trainable = False
     return model

@@ -4,10 +4,22 @@ from pathlib import Path
 
 import numpy as np
 
+from kdrun import arrays
 from kdrun.data import datasets
 from kdrun.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+
+
+def checked(given: str) -> Path:
+    """The value of teacher.logits. Raises InputError where it is no file, a run's directory among others."""
+    path = Path(given)
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "not there"
+        raise InputError(
+            f"teacher.logits: {given} is {kind}. Give an .npz file of logits; for a run: teacher.run={given}"
+        )
+    return path
 
 
 def logits(path: Path, dataset: datasets.Dataset) -> dict[str, np.ndarray]:
@@ -16,29 +28,29 @@ def logits(path: Path, dataset: datasets.Dataset) -> dict[str, np.ndarray]:
     Its `order` is the dataset's (see datasets.order): logits of other images, or of the same in another order, are not
     taken for these. Raises InputError for a file that does not fit.
     """
-    wanted, order, found = "an .npz file with train, validation, test and order", datasets.order(dataset), {}
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            missing = [name for name in (*SPLITS, "order") if name not in saved]
-            if missing:
-                raise InputError(f"teacher.logits: {path} has no {', '.join(missing)}. Give {wanted}.")
-            arrays = {name: saved[name] for name in (*SPLITS, "order")}
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"teacher.logits: {path} cannot be read ({said}). Give {wanted}.") from error
+    advice, order, found = "Give an .npz file with train, validation, test and order.", datasets.order(dataset), {}
+    file = arrays.Npz(path, (*SPLITS, "order"), advice, "teacher.logits: ")
     for split in SPLITS:
-        array, shape = arrays[split], (len(getattr(dataset, split).labels), dataset.num_classes)
-        if array.shape != shape or array.dtype.kind != "f":
+        header, shape = file.headers[split], (len(getattr(dataset, split).labels), dataset.num_classes)
+        if header.shape != shape or header.dtype.kind != "f":
             raise InputError(
-                f"teacher.logits: {path}: {split} is {array.dtype} {list(array.shape)}; it must be floats of shape "
+                f"teacher.logits: {path}: {split} is {header.dtype} {list(header.shape)}; it must be floats of shape "
                 f"{list(shape)}."
             )
-        if not np.isfinite(array).all():
-            raise InputError(f"teacher.logits: {path}: {split} is not all finite numbers. Give other logits.")
-        found[split] = array.astype(np.float32)
-    if str(arrays["order"]) != order:
+    if (header := file.headers["order"]).shape != () or header.dtype.kind != "U":
+        raise InputError(
+            f"teacher.logits: {path}: order is {header.dtype} {list(header.shape)}; it must be one text, what "
+            "kdrun.data.datasets.order(...) gives."
+        )
+    read = file.read()
+    for split in SPLITS:
+        try:
+            found[split] = arrays.float32(read[split])
+        except ValueError as error:
+            raise InputError(f"teacher.logits: {path}: {split} is {error}. Give other logits.") from error
+    if (theirs := read["order"].item()) != order:
         raise InputError(
             f"teacher.logits: {path} is of other images, or of these in another order: its order is "
-            f"{str(arrays['order'])[:12]}, this config's data has {order}. Make it from kdrun.data.datasets.load(...)."
+            f"{theirs[:12]!r}, this config's data has {order}. Make it from kdrun.data.datasets.load(...)."
         )
     return found

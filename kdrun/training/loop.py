@@ -18,14 +18,18 @@ from kdrun import files
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset, Split
 from kdrun.errors import Diverged, Stopped
+from kdrun.forms import count, number, problem
 from kdrun.models import with_features
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.soft_targets import cross_entropy
+from kdrun.records import MEASURED
 from kdrun.training import metrics, saved, schedules, state, stopping
 from kdrun.training.inference import images_at_once, logits
+from kdrun.training.monitor import PROGRESS as PROGRESS_SHOWN
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network
 from kdrun.training.preprocessing import augment, prepare
+from kdrun.training.weights import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,15 @@ class Settings(NamedTuple):
     mixup: float = 0.0
 
 
+# the form of what a state holds of where training is
+PROGRESS = {
+    "step": count,
+    "epochs": count,
+    "sums": [number],
+    **dict.fromkeys(("best", "last"), (None, {**MEASURED, "epoch": count})),
+}
+
+
 class Progress:
     """Where a training run is, beside what the network's variables hold."""
 
@@ -70,6 +83,11 @@ class Progress:
         self.sums = [0.0] * metrics  # of the step metrics, since the last validation
         self.best: dict | None = None  # the validation metrics, with their epoch, of the best weights so far
         self.last: dict | None = None  # the same of the last epoch
+
+    def restore(self, saved: Mapping) -> None:
+        """Be where a state's values, which were checked, say."""
+        for name in vars(self):
+            setattr(self, name, saved[name])
 
     def add(self, rows: np.ndarray) -> None:
         """Steps were done. Added one by one: how many come in one call must not show in a sum's last bits."""
@@ -98,7 +116,8 @@ def train(
     per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
     folder = run_dir / "checkpoints"
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
-    progress, best_weights = _restored(network, folder, weights, per_epoch, monitor, len(names))
+    planned = per_epoch, settings.epochs, len(names)
+    progress, best_weights = _restored(network, folder, weights, planned, monitor)
     last_saved = time.monotonic()
 
     def save() -> None:
@@ -156,17 +175,21 @@ def train(
 
 
 def _restored(
-    network: Network, folder: Path, weights: Mapping[str, Path], per_epoch: int, monitor: Monitor, sums: int
+    network: Network, folder: Path, weights: Mapping[str, Path], planned: tuple[int, int, int], monitor: Monitor
 ) -> tuple[Progress, list[np.ndarray] | None]:
-    """Where training goes on, and the best weights so far; files, too, are put back to what they were then."""
+    """Where training goes on, and the best weights so far; files, too, are put back to what they were then.
+
+    `planned` are steps an epoch, epochs, and how many metrics a step has.
+    """
+    per_epoch, _, sums = planned
     progress, best_weights = Progress(sums), None
-    found = state.newest(folder)
+    found = state.newest(folder, partial(_wrong, planned))
     values = found.values if found else None
     monitor.start(values and values["monitor"])
     if found:
-        vars(progress).update(values["progress"])
+        progress.restore(values["progress"])
         if found.best:
-            network.model.load_weights(found.best)
+            load_weights(network.model, found.best)
             best_weights = network.weights()
             files.write_with(weights["best"], partial(shutil.copyfile, found.best))
         state.read(found, network)
@@ -174,6 +197,24 @@ def _restored(
             saved.save_weights(network.model, weights["last"])
         log.info("going on after step %d, with %d epochs done", progress.step, progress.epochs)
     return progress, best_weights
+
+
+def _wrong(planned: tuple[int, int, int], values: Mapping, has_best: bool) -> str | None:
+    """What of a state's values cannot be, in one line: they may be somebody else's. `planned` as in _restored."""
+    per_epoch, epochs, sums = planned
+    if found := problem(values, {"progress": PROGRESS, "monitor": PROGRESS_SHOWN}):
+        return found
+    progress, shown = values["progress"], values["monitor"]
+    step, done = progress["step"], progress["epochs"]
+    # an epoch's end is saved before its validation, too
+    fits = done * per_epoch <= step <= (done + 1) * per_epoch and step <= epochs * per_epoch
+    if not fits or shown["steps"] != step or len(progress["sums"]) != sums:
+        return f"step {step} with {done} epochs done cannot be: there are {epochs} epochs of {per_epoch} steps"
+    if not (bool(done) == has_best == (progress["best"] is not None) == (progress["last"] is not None)):
+        return f"{done} epochs done do not go with the best weights that it holds"
+    if (step and shown["first_step"] is None) or (done and (shown["last_step"] is None or not shown["lines"])):
+        return f"step {step} was never shown"
+    return None
 
 
 def compiled_steps(network: Network, split: Split, settings: Settings):

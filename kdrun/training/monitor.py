@@ -18,10 +18,18 @@ from tensorboard.plugins.histogram.summary import histogram_pb
 from tensorboard.plugins.hparams import api as hparams
 
 from kdrun import files
+from kdrun.forms import count, fraction, moment, number, word
 
 log = logging.getLogger(__name__)
 
 _READ_AT_ONCE = 1 << 18  # bytes; TensorFlow warns where it is not said
+# the form of what `Monitor.progress` gives
+PROGRESS = {
+    "lines": [{"epoch": count, "step": count, "split": word, "accuracy": fraction, str: number}],
+    **dict.fromkeys(("training_seconds", "steady_seconds"), number),
+    **dict.fromkeys(("steady_steps", "steps"), count),
+    **dict.fromkeys(("first_step", "last_step"), (None, moment)),
+}
 
 
 class Monitor:
@@ -202,6 +210,8 @@ def _cut_events(folder: Path, step: int) -> None:
     for path in sorted(folder.glob("events.out.tfevents.*")):
         if step < 0:
             path.unlink()
+            continue
+        if not path.is_file():  # somebody else's: nothing that can be read to its end
             continue
         kept = []
         try:

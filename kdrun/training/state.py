@@ -7,7 +7,7 @@ weights so far, and a sealed manifest with where training is. The last two are k
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,19 +61,23 @@ class Found(NamedTuple):
     best: Path | None
 
 
-def newest(folder: Path) -> Found | None:
+def newest(folder: Path, wrong: Callable[[Mapping, bool], str | None]) -> Found | None:
     """The newest good state below `folder`; None where no state was ever saved.
 
-    A damaged one is set aside under another name, with a warning, and the one before it is taken. Raises KdrunError
-    when there were states and none is good.
+    `wrong(values, whether there are best weights)` says what of a state's values cannot be. A damaged state is set
+    aside under another name, with a warning, and the one before it is taken. Raises KdrunError when there were states
+    and none is good.
     """
     for found in _states(folder):
         try:
-            values = manifest.opened(found)
+            values, best = manifest.opened(found), found / _BEST
+            if odd := [path.name for path in found.iterdir() if not path.is_file()]:  # TensorFlow would wait for a FIFO
+                raise manifest.Damaged(f"{odd[0]!a} in it is no file")
+            if problem := wrong(values, best.exists()):
+                raise manifest.Damaged(problem)
         except manifest.Damaged as error:
             log.warning("%s is damaged: %s. Set aside as %s", found, error, manifest.set_aside(found))
             continue
-        best = found / _BEST
         return Found(found, values, best if best.exists() else None)
     if any(folder.glob("state-*")):
         raise KdrunError(
@@ -84,8 +88,15 @@ def newest(folder: Path) -> Found | None:
 
 
 def read(found: Found, network: Network) -> None:
-    """Set a network to a state."""
-    _checkpoint(network).read(str(found.folder / _VARIABLES)).assert_consumed()
+    """Set a network to a state. Raises KdrunError where its variables are not those of the network."""
+    try:
+        _checkpoint(network).read(str(found.folder / _VARIABLES)).assert_consumed()
+    except (tf.errors.OpError, AssertionError, ValueError, TypeError, KeyError) as error:
+        said = " ".join(str(error).split())
+        raise KdrunError(
+            f"{found.folder} is damaged, or of another network ({said[:200]}). Move it away to go on from the state "
+            "before it, or start a new run."
+        ) from error
     network.optimizer.reload()
 
 

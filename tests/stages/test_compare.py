@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from held import bits
+from held import bits, compiled
 from processes import Kdrun
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator as TensorBoard
@@ -155,6 +155,13 @@ def test_a_comparison_writes_sentence_tables_figures_and_page(compared):
     assert problems["half"] == "interrupted, not completed"
 
 
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs Debian's texlive-latex-recommended")
+def test_latex_takes_the_table(compared, tmp_path):
+    table = (compared / "comparison.tex").read_text()
+    assert r"accuracy, \%" in table and table.count(r" \\") == 5
+    compiled(table, tmp_path)
+
+
 def test_a_frame_for_a_notebook(swept):
     frame = runs.frame(swept)
     assert len(frame) == 10 and set(frame["stage"]) == {"teacher", "student", "distill"}
@@ -193,7 +200,10 @@ def test_nothing_to_compare_is_refused(tmp_path, capsys):
     assert "nothing of kdrun's is in" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium and chromium-driver")
+@pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="needs Debian's chromium and chromium-driver",
+)
 def test_the_page_in_a_real_browser(compared):
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
     options = webdriver.ChromeOptions()

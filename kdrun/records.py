@@ -1,0 +1,164 @@
+"""What run.json must hold: the form of every key that kdrun reads again."""
+
+from collections.abc import Iterator, Mapping
+
+from kdrun.forms import amount, count, flag, fraction, moment, number, positive, problem, sha256, whole, word
+
+STATUSES = ("running", "completed", "interrupted", "failed", "diverged")
+
+
+def status(value) -> bool:
+    """What can become of a run."""
+    return value in STATUSES
+
+
+def relative_path(value) -> bool:
+    """A file below the run directory."""
+    parts = value.split("/")
+    return "\0" not in value and all(parts) and not {".", ".."} & set(parts)
+
+
+MEASURED = {
+    "accuracy": fraction,
+    "errors": count,
+    "count": count,
+    "cross_entropy": number,
+    "teacher_kl?": number,
+    "teacher_agreement?": fraction,
+    "epoch?": count,
+}
+SPLIT = {"best": MEASURED, "last": MEASURED}
+RESULTS = {
+    "test?": SPLIT,
+    "validation?": SPLIT,
+    "steps?": count,
+    "training_seconds?": amount,
+    "seconds_to_first_step?": number,  # a clock may have jumped
+    "images_per_second?": amount,
+    "latency?": {str: amount},
+}
+DATA = {
+    "name": word,
+    "path?": (None, str),
+    "num_classes?": (None, count),
+    "image_size?": count,
+    "validation_size?": count,
+    "train_size?": (None, count),
+    "test_size?": (None, count),
+    "train_on_validation?": flag,
+    "train_fraction?": fraction,
+    "include_classes?": (None, [count]),
+    "exclude_classes?": [count],
+    "augment?": {"jitter": count, "flip": flag},
+}
+NAMED = {"name": word}
+MODEL = NAMED  # other keys are each model's own
+IDENTITY = {
+    "stage?": word,
+    "model?": MODEL,
+    "seed?": whole,
+    "epochs?": count,
+    "data?": {**DATA, "name?": word},
+    "objective?": {},
+    "optimizer?": {**NAMED, "schedule?": word},
+    "temperature?": amount,
+    "alpha?": fraction,
+    "teachers?": {"shuffle": word},
+    "grown_from?": [count],
+}
+CONFIG = {"data": DATA, "stage?": word, "evaluation_batch_size?": count, "outputs?": str}
+TEACHER = {"run": str, "weights_sha256": sha256, "identity": (None, IDENTITY)}
+RECORD = {
+    "stage": word,
+    "status": status,
+    "config": CONFIG,
+    "started?": moment,
+    "finished?": moment,
+    "heartbeat?": str,
+    "error?": str,
+    "command?": (None, str),
+    "fingerprint?": sha256,
+    "identity?": IDENTITY,
+    "seed?": whole,
+    "dataset_sha256?": sha256,
+    "num_classes?": count,
+    "image_shape?": [count],
+    "precision?": word,
+    "model?": MODEL,
+    "parameters?": {str: count},
+    "multiply_adds?": (None, count),
+    "room_needed?": count,
+    "teachers?": [TEACHER],
+    "results?": {},
+    "files?": {str: sha256},
+    "stages?": {str: str},
+    "packages?": {str: str},
+    "git_commit?": (None, str),
+    "host?": {"name?": str, "gpus?": list},
+    "pid?": count,
+    "resumed?": [str],
+}
+COMPLETED = {"finished": moment}
+NETWORK = {"files": dict, "num_classes": count, "dataset_sha256": sha256, "results?": RESULTS}
+BUILT = {"model": MODEL, "image_shape": [count], "num_classes": count, "seed": whole, "precision": word}
+EVALUATED = BUILT | {"config": {"evaluation_batch_size": positive}, "results": {"test": SPLIT}}
+ADJUSTED = BUILT | {
+    "parameters": {},
+    "multiply_adds": (None, count),
+    "results": {
+        "steps": count,
+        "training_seconds": amount,
+        "seconds_to_first_step": number,
+        "images_per_second": amount,
+    },
+}
+# what a comparison needs of a completed run that trained a network, and what else of one that distilled
+TRAINED = {
+    "model": MODEL,
+    "seed": whole,
+    "parameters": {"total": count},
+    "identity": {"epochs": count, "data": {}},
+    "results": {
+        "test": {"best": MEASURED},
+        "validation": {"best": MEASURED},
+        "steps": count,
+        "training_seconds": amount,
+        "images_per_second": amount,
+    },
+}
+DISTILLED = {"identity": {"temperature": positive, "alpha": fraction, "objective": {}, "teachers": {"shuffle": word}}}
+
+
+def no_network(record: Mapping, room: int) -> str | None:
+    """Why a record is of no network whose weights take `room` bytes, in one line; None where it may be."""
+    if found := problem(record, BUILT):
+        return found
+    size = record["config"]["data"].get("image_size")
+    if record["image_shape"][:2] != [size, size] or len(record["image_shape"]) != 3 or record["image_shape"][2] > 4:
+        return f"image_shape is {record['image_shape'][:4]}, and data.image_size {size}"
+    # a network of so many classes, or units, has at least that many weights: it need not be made to be known as none
+    most = max([record["num_classes"], *_whole_numbers(record["model"])])
+    return None if most <= room else f"it speaks of {most} classes or units, and its weights take {room} bytes"
+
+
+def _whole_numbers(value) -> Iterator[int]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _whole_numbers(each)
+    elif type(value) is int:
+        yield value
+
+
+def wrong(record: Mapping, networks: tuple[str, ...]) -> str | None:
+    """What is wrong with a record, in one line; None for a good one. `networks` are the stages that leave a network."""
+    if found := problem(record, RECORD):
+        return found
+    if record["status"] == "completed":
+        form = COMPLETED | (NETWORK if record["stage"] in networks else {})
+        if found := problem(record, form):
+            return found
+    if outside := [name for name in record.get("files", ()) if not relative_path(name)]:
+        return f"files names {outside[0]!a}, which is not below the run directory"
+    return None

@@ -71,14 +71,15 @@ class Npz:
         found, name = {}, self._names[0]
         try:
             with files.open_regular(self.path) as file:
-                with zipfile.ZipFile(file) as archive:
-                    for name in self._names:
-                        found[name] = self._array(archive, name)
-                changed = _digest(file) != self.sha256
+                try:
+                    with zipfile.ZipFile(file) as archive:
+                        for name in self._names:
+                            found[name] = self._array(archive, name)
+                finally:  # damage in a file that was swapped is the other file's
+                    if _digest(file) != self.sha256:
+                        raise self._refused("it was changed while kdrun was reading it")
         except UNREADABLE as error:
             raise self._refused(f"{name} cannot be read ({_said(error)}). The file is damaged or truncated") from error
-        if changed:
-            raise self._refused("it was changed while kdrun was reading it")
         return found
 
     def _checked_members(self, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -111,7 +112,7 @@ class Npz:
         member, header = self._members[name], self.headers[name]
         with archive.open(member) as file:
             if _header(file) != header:
-                raise self._refused("it was changed while kdrun was reading it")
+                raise ValueError("its header is another one now")
         with archive.open(member) as file:  # anew: after a seek, its checksum is not looked at any more
             file.read(header.offset)
             payload = np.empty(header.size, np.uint8)  # memory is taken as it is filled

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 
+_TYPES = {str: "text", dict: "mapping"}
 _SHOWN = 40  # characters of a wrong value
 
 
@@ -28,7 +29,8 @@ def problem(value, form, name: str = "") -> str | None:
         # the last one says it best: None and the like stand before it
         return problem(value, form[-1], name)
     right = value is None if form is None else isinstance(value, form) if isinstance(form, type) else form(value)
-    return None if right else _wrong(value, getattr(form, "__name__", "null").replace("_", " "), name)
+    wanted = _TYPES.get(form) or getattr(form, "__name__", "null").replace("_", " ")
+    return None if right else _wrong(value, wanted, name)
 
 
 def _of_mapping(value, form: Mapping, name: str) -> str | None:

@@ -186,7 +186,7 @@ def _check_teachers(config: Mapping, dataset: datasets.Dataset, sources: Sequenc
     if config["stage"] == "pipeline" and (count > 1 or teacher["logits"]):
         raise InputError("stage=pipeline takes one teacher's run. For others, run stage=distill.")
     if of_a_file:
-        file.logits(sources[0], dataset)
+        file.logits(sources[0], dataset, quietly=True)
         if batches.view_count(**config["data"]["augment"]) > 1:
             raise InputError(
                 "teacher.logits holds one answer for each image, and augmentation shows others. Set data.augment to "

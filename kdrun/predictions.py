@@ -1,10 +1,11 @@
 """What a network said of its test images: a run's predictions/test.npz. No TensorFlow in here."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 
-from kdrun import arrays
+from kdrun import arrays, files
 from kdrun.errors import InputError
 
 
@@ -28,3 +29,13 @@ def read(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:
         return labels, arrays.float32(logits)
     except ValueError as error:
         raise InputError(f"{path}: logits are {error}. The run is damaged.") from error
+
+
+def write(path: Path, labels: np.ndarray, best: np.ndarray, last: np.ndarray) -> None:
+    """Write labels, int [n], and the logits, [n, classes], of the best and of the last weights, all or nothing.
+
+    Made in memory first: a half-written archive complains once more when it is let go of.
+    """
+    memory = io.BytesIO()
+    np.savez(memory, labels=labels, logits=best, last_logits=last)
+    files.write_bytes(path, memory.getbuffer())

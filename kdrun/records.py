@@ -12,6 +12,11 @@ def status(value) -> bool:
     return value in STATUSES
 
 
+def positions(value) -> bool:
+    """A range of a data set's training images: from one to below another, or null for the end."""
+    return isinstance(value, list) and len(value) == 2 and count(value[0]) and (value[1] is None or count(value[1]))
+
+
 def relative_path(value) -> bool:
     """A file below the run directory."""
     parts = value.split("/")
@@ -65,9 +70,11 @@ IDENTITY = {
     "alpha?": fraction,
     "teachers?": {"shuffle": word},
     "grown_from?": [count],
+    "format?": count,
+    "code?": {str: sha256},
 }
 CONFIG = {"data": DATA, "stage?": word, "evaluation_batch_size?": count, "outputs?": str}
-TEACHER = {"run": str, "weights_sha256": sha256, "identity": (None, IDENTITY)}
+TEACHER = {"run": str, "weights_sha256": sha256, "identity": (None, IDENTITY), "trained_on?": [positions]}
 RECORD = {
     "stage": word,
     "status": status,
@@ -89,6 +96,10 @@ RECORD = {
     "multiply_adds?": (None, count),
     "room_needed?": count,
     "teachers?": [TEACHER],
+    "adjusted?": TEACHER,
+    "overlap?": count,
+    "threads?": positive,
+    "kdrun?": {"version": str, "code_sha256": sha256},
     "results?": {},
     "files?": {str: sha256},
     "stages?": {str: str},

@@ -56,9 +56,7 @@ def interrupted(config: Mapping) -> Path | None:
 def threads(run_dir: Path, config: Mapping) -> int | str:
     """How many threads an operation is to have: as many as a run that goes on began with, else what the config says."""
     with suppress(InputError):
-        recorded = runs.read(run_dir).get("threads")
-        if isinstance(recorded, int) and not isinstance(recorded, bool) and 0 < recorded <= 1024:
-            return recorded
+        return runs.read(run_dir).get("threads", config["threads"])
     return config["threads"]
 
 
@@ -102,7 +100,7 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[dict, bool
     if values["teacher.run"] == "auto" and teachers and Path(teachers[0]).is_dir():
         changed["teacher.run"] = teachers[0]  # not a newer one like it
     changed |= _more_epochs(record, values, {key: asked[key] for key in keys if key == "epochs" or key in ROLES})
-    if "threads" in values and isinstance(record.get("threads"), int):
+    if "threads" in values and "threads" in record:
         changed["threads"] = record["threads"]  # whatever this machine has: it is part of what makes bits
     config = _with(record["config"], changed)
     if not Path(run_dir).resolve().is_relative_to(Path(config["outputs"]).resolve()):

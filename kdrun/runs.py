@@ -286,12 +286,20 @@ def find(outputs: str, depends: Mapping) -> Path | None:
 def other_code(record: Mapping) -> str:
     """Where a run was made by other code of kdrun than this: which, for a line of the log; else nothing."""
     made_by = record.get("kdrun")
-    if not isinstance(made_by, Mapping):
+    if made_by is None:
         return ", made by an older kdrun"
-    if made_by.get("code_sha256") == code.of_package():
+    if made_by["code_sha256"] == code.of_package():
         return ""
-    version, commit = made_by.get("version"), record.get("git_commit")
+    version, commit = made_by["version"], record.get("git_commit")
     return f", made by other code of kdrun ({version}, commit {commit}); of what it used none has changed"
+
+
+def made_by(record: Mapping) -> str:
+    """Which kdrun made a run: its version and commit, where these are known; else the format of its numbers."""
+    if "kdrun" in record:
+        commit = (record.get("git_commit") or "").partition("-")
+        return " ".join([record["kdrun"]["version"], commit[0][:7] + "".join(commit[1:])]).strip()
+    return f"format {(record.get('identity') or {}).get('format', 'unknown')}"
 
 
 def damaged(run_dir: Path, record: Mapping) -> list[str]:

@@ -23,6 +23,8 @@ def arrays(path: Path) -> dict[str, bytes]:
         file.visititems(lambda _, item: datasets.append(item) if hasattr(item, "dtype") else None)
         assert datasets
         return {item.name: item[()].tobytes() for item in datasets}
+
+
 def compiled(table: str, folder: Path) -> None:
     """Compile a table in a minimal document with pdflatex; any error in it is one here."""
     begin = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"

@@ -28,6 +28,7 @@ _DISTILLING_ALONE = (
     "classifier",
     "mixup",
     "peers",
+    "objective_code",
 )
 
 
@@ -93,6 +94,9 @@ def _identified(record: Mapping, labels: np.ndarray) -> dict:
     student has the same network, data, epochs and steps, distilled or not; all with the same test labels, int64 [n]."""
     identity = {key: value for key, value in record["identity"].items() if key not in _NOT_THE_SEED}
     identity |= {"num_classes": record["num_classes"], "test_labels": hashlib.sha256(labels.tobytes()).hexdigest()}
+    code = identity.get("code", {})  # an objective's is the distilled students' alone
+    identity["code"] = {name: each for name, each in code.items() if not name.startswith("objective/")}
+    identity["objective_code"] = {name: each for name, each in code.items() if name.startswith("objective/")}
     teachers = record.get("teachers", [])
     if teachers:
         identity["teacher"] = [
@@ -131,6 +135,8 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "epochs": identity["epochs"],
         "held_out": not identity["data"].get("train_on_validation", False),
         "steps": results["steps"],
+        "overlap": record.get("overlap", 0),
+        "made_by": texts.one_line(runs.made_by(record)),
         "objective": _names(identity.get("objective", {})) + " of peers" * bool(identity.get("peers")),
         "control": (control := _control(identity)),
         "kind": "control" if control else stage,

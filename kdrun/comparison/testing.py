@@ -69,6 +69,8 @@ def grouped(runs: pd.DataFrame) -> pd.DataFrame:
         low, high = interval(accuracy)
         rows[name] = {
             **{key: first[key] for key in _ALIKE},
+            "overlap": int(group["overlap"].max()) if "overlap" in group else 0,
+            "made_by": ", ".join(sorted(set(group["made_by"]))) if "made_by" in group else "",
             "n": len(group),
             **{key: pd.to_numeric(group[key]).mean() for key in MEASURED},
             **{key: pd.to_numeric(group[key]).mean() for key in group.columns if key.startswith("latency_")},
@@ -163,6 +165,8 @@ def _sentence(groups: pd.DataFrame, usable: pd.DataFrame, tests: pd.DataFrame) -
         return "Nothing to compare: no distilled student is among the completed runs."
     chosen = groups.loc[name]
     how = "chosen on validation" if chosen["held_out"] else "trained on the validation images, too"
+    if chosen["overlap"]:
+        how += f", {chosen['overlap']:,} of whose images its teacher has trained on"
     where = f"T = {chosen['temperature']:g}, alpha = {chosen['alpha']:g}, {how}"
     if groups.loc[groups["kind"] == "distill", "objective"].nunique() > 1 or chosen["objective"] != "kd":
         where = f"{chosen['objective']}, {where}"

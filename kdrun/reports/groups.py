@@ -14,13 +14,15 @@ from kdrun.reports.tables import NAMES
 def table(groups: pd.DataFrame, best: str | None) -> pd.DataFrame:
     """Groups as people read them: a row each, texts; teachers first, then students alone, controls, the distilled."""
     order = {kind: number for number, kind in enumerate(("teacher", "student", "control", "distill"))}
+    versions = groups["made_by"].nunique() if "made_by" in groups else 0
     several = groups.loc[groups["kind"] == "distill", "objective"].nunique() > 1
     rows = []
     for name, group in sorted(groups.iterrows(), key=lambda item: order[item[1]["kind"]]):
         get = group.get
         rows.append(
             {
-                "": f"{group['control'] or NAMES[group['stage']]}{' (best)' if name == best else ''}",
+                "": f"{group['control'] or NAMES[group['stage']]}{' (best)' if name == best else ''}"
+                + (f" (teacher saw {get('overlap'):,} validation images)" if get("overlap") else ""),
                 "objective": group["objective"] if several else "",
                 "T": _number(group["temperature"], "{:g}"),
                 "alpha": _number(group["alpha"], "{:g}"),
@@ -44,6 +46,7 @@ def table(groups: pd.DataFrame, best: str | None) -> pd.DataFrame:
                 "latency 1, ms": _latency(group, 1),
                 "latency 128, ms": _latency(group, 128),
                 "seconds": f"{group['training_seconds']:,.0f}",
+                "made by": group["made_by"] if versions > 1 else "",
                 "group": name,
             }
         )

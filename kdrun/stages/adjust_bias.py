@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import files, forms, models, records, runs
+from kdrun import files, forms, models, predictions, records, runs
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.teachers import checkpoint
-from kdrun.training import metrics, precision, saved
+from kdrun.training import metrics, precision
 from kdrun.training.inference import Infer, compiled_inference, logits
+from kdrun.training.weights import save_weights
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
             (run_dir / folder).mkdir(exist_ok=True)
         names = [*(f"checkpoints/{name}.weights.h5" for name in ("best", "last")), "predictions/test.npz"]
         for name in names[:2]:
-            saved.save_weights(model, run_dir / name)
-        saved.save_predictions(run_dir / names[2], dataset.test.labels, after["test"], after["test"])
+            save_weights(model, run_dir / name)
+        predictions.write(run_dir / names[2], dataset.test.labels, after["test"], after["test"])
         record["files"] = {name: files.sha256(run_dir / name) for name in names}
         trained = ("steps", "training_seconds", "seconds_to_first_step", "images_per_second")
         record["results"] = {"shift": shift, "classes": classes, **{key: theirs["results"][key] for key in trained}}

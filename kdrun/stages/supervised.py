@@ -15,10 +15,11 @@ from kdrun.objectives import choosing
 from kdrun.recording import recording, update
 from kdrun.registry import register
 from kdrun.reports import figures
-from kdrun.training import loop, metrics, precision, saved, schedules, state
+from kdrun.training import loop, metrics, precision, schedules, state
 from kdrun.training.inference import compiled_inference, latency, logits
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network, Teaching, kept
+from kdrun.training.weights import save_weights
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def _peers(network: Network, config: Mapping, dataset: datasets.Dataset, run_dir
         )
         said = metrics.check_finite(logits(infer, dataset.test.images), f"on the test split, by peer {number}")
         found.append(metrics.evaluate(said, dataset.test.labels))
-        saved.save_weights(peer, run_dir / "checkpoints" / f"peer{number}.weights.h5")
+        save_weights(peer, run_dir / "checkpoints" / f"peer{number}.weights.h5")
         log.info("peer %d: test accuracy %.4f (last)", number, found[-1]["accuracy"])
     return found
 

@@ -1,5 +1,6 @@
 """A file of logits as teacher: of any model of any framework, or of people. No TensorFlow in here."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ from kdrun import arrays
 from kdrun.data import datasets
 from kdrun.errors import InputError
 
+log = logging.getLogger(__name__)
+
+_ROUNDING = 0.01  # of a sum of probabilities: float16 is as coarse as that
 SPLITS = ("train", "validation", "test")
 
 
@@ -22,8 +26,10 @@ def checked(given: str) -> Path:
     return path
 
 
-def logits(path: Path, dataset: datasets.Dataset) -> dict[str, np.ndarray]:
+def logits(path: Path, dataset: datasets.Dataset, quietly: bool = False) -> dict[str, np.ndarray]:
     """The logits in a .npz file: train, validation and test, each float32 [n, classes] in the split's order.
+
+    Where the file holds probabilities, their logarithm, which is said unless `quietly`: softmax gives them back.
 
     Its `order` is the dataset's (see datasets.order): logits of other images, or of the same in another order, are not
     taken for these. Raises InputError for a file that does not fit.
@@ -43,14 +49,33 @@ def logits(path: Path, dataset: datasets.Dataset) -> dict[str, np.ndarray]:
             "kdrun.data.datasets.order(...) gives."
         )
     read = file.read()
+    probabilities = [split for split in SPLITS if _are_probabilities(read[split])]
+    if probabilities and len(probabilities) < len(SPLITS):
+        raise InputError(
+            f"teacher.logits: {path}: {', '.join(probabilities)} holds probabilities, and the other splits do not. "
+            "Give logits for all of them."
+        )
     for split in SPLITS:
         try:
-            found[split] = arrays.float32(read[split])
+            found[split] = arrays.float32(_logarithm(read[split]) if probabilities else read[split])
         except ValueError as error:
             raise InputError(f"teacher.logits: {path}: {split} is {error}. Give other logits.") from error
+    if probabilities and not quietly:
+        log.info("teacher.logits: %s holds probabilities, not logits: their logarithm is taken", path)
     if (theirs := read["order"].item()) != order:
         raise InputError(
             f"teacher.logits: {path} is of other images, or of these in another order: its order is "
             f"{theirs[:12]!r}, this config's data has {order}. Make it from kdrun.data.datasets.load(...)."
         )
     return found
+
+
+def _are_probabilities(array: np.ndarray) -> bool:
+    """Whether every row's values are none below zero and sum to 1, but for rounding: logits do not."""
+    sums = array.sum(axis=1, dtype=np.float64)
+    return bool((array >= 0).all() and (np.abs(sums - 1) < _ROUNDING).all())
+
+
+def _logarithm(probabilities: np.ndarray) -> np.ndarray:
+    smallest = np.finfo(np.float32).tiny  # of a probability that was rounded to zero
+    return np.log(np.maximum(probabilities.astype(np.float64), smallest))

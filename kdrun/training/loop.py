@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kdrun import files
+from kdrun import files, predictions
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset, Split
 from kdrun.errors import Diverged, Stopped
@@ -23,13 +23,13 @@ from kdrun.models import with_features
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.soft_targets import cross_entropy
 from kdrun.records import MEASURED
-from kdrun.training import metrics, saved, schedules, state, stopping
+from kdrun.training import metrics, schedules, state, stopping
 from kdrun.training.inference import images_at_once, logits
 from kdrun.training.monitor import PROGRESS as PROGRESS_SHOWN
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network
 from kdrun.training.preprocessing import augment, prepare
-from kdrun.training.weights import load_weights
+from kdrun.training.weights import load_weights, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def train(
             cross_entropy_ = validation["cross_entropy"]
             said = [f"validation {name.replace('_', '-')}" for name in validation]
             _check_finite(said, [list(validation.values())], progress.step - 1, epoch, weights["best"])
-            saved.save_weights(network.model, weights["last"])
+            save_weights(network.model, weights["last"])
             progress.last = {"epoch": epoch, **validation}
             better = progress.best is None or cross_entropy_ < progress.best["cross_entropy"]
             if better or not settings.held_out:
@@ -194,7 +194,7 @@ def _restored(
             files.write_with(weights["best"], partial(shutil.copyfile, found.best))
         state.read(found, network)
         if progress.epochs and progress.step == progress.epochs * per_epoch:
-            saved.save_weights(network.model, weights["last"])
+            save_weights(network.model, weights["last"])
         log.info("going on after step %d, with %d epochs done", progress.step, progress.epochs)
     return progress, best_weights
 
@@ -372,7 +372,7 @@ def _test(network: Network, best_weights, dataset: Dataset, run_dir: Path) -> di
         test["best"] = logits(network.infer, dataset.test.images)
     for name, found in test.items():
         metrics.check_finite(found, f"on the test split, with the {name} weights")
-    saved.save_predictions(run_dir / "predictions" / "test.npz", dataset.test.labels, test["best"], test["last"])
+    predictions.write(run_dir / "predictions" / "test.npz", dataset.test.labels, test["best"], test["last"])
     return {
         name: metrics.evaluate(test[name], dataset.test.labels, network.teaching and network.teaching.test)
         for name in ("best", "last")

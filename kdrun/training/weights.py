@@ -1,9 +1,29 @@
-"""Weights from a file that somebody else may have written. No TensorFlow in here."""
+"""A network's weights in a file: written all or nothing, read from one that somebody else may have written.
 
+No TensorFlow before it is there already.
+"""
+
+import io
 from pathlib import Path
 
 from kdrun import files
 from kdrun.errors import InputError
+
+
+def save_weights(model, path: Path) -> None:
+    """Write a model's weights, all or nothing, as `model.save_weights` would: `model.load_weights` reads them.
+
+    Made in memory first, then written as bytes: HDF5 takes the process with it where the disk is full when it closes a
+    file.
+    """
+    from tf_keras.src.saving import saving_lib
+
+    memory = io.BytesIO()
+    store = saving_lib.H5IOStore(memory, mode="w")
+    # what model.save_weights calls, which takes nothing but the name of a file
+    saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_trackables=set())
+    store.close()
+    files.write_bytes(path, memory.getbuffer())
 
 
 def load_weights(model, path: Path) -> None:

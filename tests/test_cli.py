@@ -130,6 +130,12 @@ BAD_LINES = [
     (["model@student.model=mlp", "student.model.hidden_dropout=-0.5"], ["student.model.hidden_dropout", "-0.5"]),
     (["data.train_size=100", "batch_size=50", "student.batch_size=101"], ["student.batch_size=101", "at most 100"]),
     (["experiment=quick", "student.model.growth_rate=8"], ["student.model.growth_rate: there is no such key"]),
+    (["objective=attention", "model@student.model=mlp", "batch_size=16"], ["attention", "vector"]),
+    (
+        ["objective=fitnet", "objective.fitnet.layers=[block1:embedding]"],
+        ["fitnet", "block1:embedding is a map on one"],
+    ),
+    (["objective=review", "objective.review.layers=[embedding]"], ["review", "embedding is a vector"]),
     (["stage=evaluate", "run=nowhere"], ["nowhere is not a run directory", "run.json"]),
     (["-m", "temperature=1,-2"], ["temperature must be a number from 1e-06", "-2"]),
     (["-m", "alpha=0.1,0.2", "temperature=range(-1,2)"], ["temperature must be a number from 1e-06", "-1"]),
@@ -477,6 +483,15 @@ BAD_TEACHERS = BAD_RECORDS | {
     "another image size": (lambda w: w(data={"image_size": 28}), ["of 28 pixels", "Set data.image_size=28"]),
     "weights changed": (_weights_changed, ["best.weights.h5 is not what run.json says"]),
     "weights gone": (_weights_gone, ["best.weights.h5 is not what run.json says"]),
+    "trained on the validation images": (
+        lambda w: w(data={"train_on_validation": True}),
+        ["has trained on 10 of the 10 images that validate the student", "teacher.overlap=allow"],
+    ),
+    "trained on some of them": (lambda w: w(data={"validation_size": 4}), ["has trained on 6 of the 10 images"]),
+    "taught by one who was": (
+        lambda w: w(teachers=[{"run": "x", "weights_sha256": "0" * 64, "identity": None, "trained_on": [[8, None]]}]),
+        ["has trained on 2 of the 10 images"],
+    ),
     "no classes recorded": (lambda w: w(num_classes=None), ["run.json"]),
     "no files recorded": (lambda w: w(files=None), ["run.json"]),
 }
@@ -490,6 +505,17 @@ def test_teacher_that_cannot_be_used_is_refused(command, tmp_path, write_run, on
     ended = command(*on_npz[0], f"stage={stage}", f"teacher.run={run_dir}")
     assert_refused(ended, str(run_dir), *expected)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_teacher_that_saw_validation_images_may_teach_if_that_is_allowed(command, write_run, on_npz):
+    run_dir = write_run(data={"train_on_validation": True})
+    ended = command(*on_npz[0], f"teacher.run={run_dir}", "teacher.overlap=allow")
+    assert "import of tensorflow halted" in ended.err
+    # what is trained on by the student itself is no validation
+    ended = command(*on_npz[0], f"teacher.run={run_dir}", "student.train_on_validation=true")
+    assert "import of tensorflow halted" in ended.err
+    ended = command(*on_npz[0], "stage=pipeline", "teacher.train_on_validation=true")
+    assert_refused(ended, "The configured teacher has trained on 10 of the 10 images")
 
 
 @pytest.mark.parametrize("case", BAD_RECORDS)

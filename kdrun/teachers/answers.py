@@ -12,7 +12,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import Progress
 
-from kdrun import files, models, runs
+from kdrun import code, files, models, registry, runs
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset
 from kdrun.errors import KdrunError
@@ -128,6 +128,7 @@ def depends(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
         "format": cache.FORMAT,
         "weights_sha256": files.sha256(teacher_dir / checkpoint.WEIGHTS),
         "model": record["model"],
+        "code": code.of_module(net) if (net := registry.file_of("model", record["model"]["name"])) else None,
         "num_classes": record["num_classes"],
         "dataset_sha256": dataset.sha256,
         "splits": {split: len(getattr(dataset, split).labels) for split in SPLITS},

@@ -86,6 +86,18 @@ def test_an_edited_net_trains_again_and_an_edited_comment_does_not(another_kdrun
     assert "is completed already" not in again()
 
 
+def test_an_edited_nets_answers_are_asked_for_again(another_kdrun, trained, tmp_path):
+    def again() -> bool:
+        command = [*TINY, "stage=cache", f"teacher.run={only(trained, 'teacher')}", "cache_dir=kept"]
+        ended = alone(command, tmp_path, PYTHONPATH=tmp_path / "copy")
+        assert ended.returncode == 0, ended.stderr
+        return "asking the teacher" in ended.stdout
+
+    assert [again(), again()] == [True, False]
+    another_kdrun("models/mlp.py", 'activation="relu"', 'activation="tanh"')
+    assert again()
+
+
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
@@ -328,3 +340,67 @@ def test_data_that_a_run_cannot_be_measured_on_are_refused(trained, tmp_path, mo
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not Path("outputs").exists()
+
+
+# Teachers
+
+
+def test_what_cannot_fit_together_ends_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(STOPS.replace("return ", "return batch.nothing + "))
+    for given, said, code in (
+        (["objective=simkd", "objective.simkd.layers=[embedding]"], "simkd: layer embedding is [8]", 2),
+        (["objective=own", "objective.module=own.py"], "nothing", 1),
+    ):
+        assert main([*TINY, *given, "student.classifier=own"]) == code
+        assert said in capsys.readouterr().err
+        assert os.listdir("outputs") == ["pipeline"]
+
+
+def test_a_teacher_that_saw_validation_images_is_told_of_wherever_its_student_is(trained, tmp_path, capsys):
+    teacher, outputs = only(trained, "teacher"), f"outputs={tmp_path}"
+    more = [*TINY, "data.validation_size=96", outputs]
+    assert main([*more, "stage=distill", f"teacher.run={teacher}"]) == 2
+    assert "has trained on 32 of the 96 images" in capsys.readouterr().err
+    for seed in (0, 1):
+        assert main([*more, "stage=student", "epochs=1", f"seed={seed}"]) == 0
+        network.release()
+        given = ["stage=distill", "epochs=1", f"teacher.run={teacher}", "teacher.overlap=allow"]
+        assert main([*more, *given, f"seed={seed}"]) == 0
+        network.release()
+    said = capsys.readouterr().out
+    assert "the teacher has trained on 32 of the student's validation images" in said
+    assert {runs.read(path.parent)["overlap"] for path in tmp_path.glob("distill/*/run.json")} == {32}
+    assert main(["stage=compare", f"runs={tmp_path}", outputs]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "32 of whose images its teacher has trained on" in said.partition("┏")[0]
+    page = (only(tmp_path, "compare") / "report.html").read_text()
+    assert "teacher saw 32 validation images" in page
+
+
+def test_probabilities_are_learned_from_by_their_logarithm(tmp_path, capsys):
+    from kdrun.data import datasets
+    from kdrun.teachers import file
+
+    data = {"name": "mnist", "validation_size": 64, "train_size": 320, "test_size": 64}
+    dataset, random = datasets.load(data), np.random.default_rng(0)
+    order = datasets.order(dataset)
+    logits = {split: random.normal(0, 3, (len(getattr(dataset, split).labels), 10)) for split in file.SPLITS}
+    p = {split: np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for split, z in logits.items()}
+    for dtype in (np.float16, np.float32, np.float64):
+        np.savez(tmp_path / "p.npz", order=order, **{split: each.astype(dtype) for split, each in p.items()})
+        for split, found in file.logits(tmp_path / "p.npz", dataset).items():
+            given = p[split].astype(dtype).astype(np.float64)
+            np.testing.assert_allclose(np.exp(found.astype(np.float64)), given, rtol=1e-5, atol=1e-37)
+    np.savez(tmp_path / "z.npz", order=order, **{split: np.log(each).astype(np.float32) for split, each in p.items()})
+    held = []
+    for name in ("p", "z"):
+        network.release()
+        out = tmp_path / name
+        assert main([*TINY, "stage=distill", f"teacher.logits={tmp_path / name}.npz", f"outputs={out}"]) == 0
+        assert ("their logarithm is taken" in capsys.readouterr().out) == (name == "p")
+        held.append(bits(only(out, "distill")))
+    assert held[0] == held[1]
+    np.savez(tmp_path / "m.npz", order=order, **{**p, "test": logits["test"]})
+    assert main([*TINY, "stage=distill", f"teacher.logits={tmp_path}/m.npz", f"outputs={tmp_path}/m"]) == 2
+    assert "train, validation holds probabilities, and the other splits do not" in capsys.readouterr().err

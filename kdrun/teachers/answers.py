@@ -19,7 +19,7 @@ from kdrun.errors import KdrunError
 from kdrun.teachers import cache, checkpoint
 from kdrun.teachers import file as logits_file
 from kdrun.training import metrics, network, precision, preprocessing
-from kdrun.training.inference import compiled_inference, images_at_once
+from kdrun.training.inference import compiled_inference
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,9 @@ def depends(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
         "preprocessing": preprocessing.described(config["data"]["image_size"]),
         "augment": config["data"]["augment"],
         "precision": precision.policy(config["precision"]),
-        "inference_batch_size": images_at_once(config["teacher"]["inference_batch_size"], (size, size, channels)),
+        "inference_batch_size": preprocessing.images_at_once(
+            config["teacher"]["inference_batch_size"], (size, size, channels)
+        ),
         "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
         "tensorflow": version("tensorflow"),
     }

@@ -1,6 +1,5 @@
 """A network asked for its logits, in inference mode."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -8,17 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from kdrun.training import stopping
-from kdrun.training.preprocessing import augment, prepare
-
-_MOST_BYTES = 1 << 27  # of one batch of images as float32; ordinary batches are far smaller
+from kdrun.training.preprocessing import augment, images_at_once, prepare
 
 Infer = Callable[..., Iterator[np.ndarray]]
-
-
-def images_at_once(batch_size: int, image_shape: tuple[int, int, int]) -> int:
-    """`batch_size`, or as many images of that shape as _MOST_BYTES hold as float32: of shapes alone, so that every
-    machine takes the same number and gives the same bits."""
-    return max(1, min(batch_size, _MOST_BYTES // (4 * math.prod(image_shape))))
 
 
 def compiled_inference(

@@ -24,11 +24,11 @@ from kdrun.objectives.batch import Batch
 from kdrun.objectives.soft_targets import cross_entropy
 from kdrun.records import MEASURED
 from kdrun.training import metrics, schedules, state, stopping
-from kdrun.training.inference import images_at_once, logits
+from kdrun.training.inference import logits
 from kdrun.training.monitor import PROGRESS as PROGRESS_SHOWN
 from kdrun.training.monitor import Monitor
 from kdrun.training.network import Network
-from kdrun.training.preprocessing import augment, prepare
+from kdrun.training.preprocessing import gathered
 from kdrun.training.weights import load_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -229,6 +229,7 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
     """
     model, teaching, optimizer = network.model, network.teaching, network.optimizer
     images_in_memory, labels_in_memory = tf.constant(split.images), tf.constant(split.labels)
+    seen_as = settings.image_size, settings.jitter, settings.flip
     objectives = teaching.objectives if teaching else {}
     forward = with_features(model, teaching.layers) if teaching and teaching.layers else None
     batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
@@ -261,7 +262,7 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
         for k in tf.range(tf.shape(indices)[0]):
             learning_rate, temperature, alpha, *weights = tf.unstack(values[k])
             labels = tf.gather(labels_in_memory, indices[k])
-            images = _prepared(images_in_memory, indices[k], views[k], settings)
+            images = gathered(images_in_memory, indices[k], views[k], *seen_as)
             if settings.mixup:  # with those of the batch in the opposite order, which is as random as any
                 images = shares[k] * images + (1.0 - shares[k]) * tf.reverse(images, [0])
             given = {name: answer[k] for name, answer in answers.items()}
@@ -285,20 +286,6 @@ def compiled_steps(network: Network, split: Split, settings: Settings):
         return rows.stack()
 
     return run_steps
-
-
-def _prepared(images: tf.Tensor, indices: tf.Tensor, views: tf.Tensor, settings: Settings) -> tf.Tensor:
-    """A batch as the network sees it, float32 [batch, size, size, channels], of images uint8 [n, height, width,
-    channels]; big ones are taken one by one, since a whole batch of them would take gigabytes before it is resized."""
-
-    def some(indices, views):
-        augmented = augment(tf.gather(images, indices), views, settings.jitter, settings.flip)
-        return prepare(augmented, settings.image_size)
-
-    if images_at_once(settings.batch_size, images.shape[1:]) == settings.batch_size:
-        return some(indices, views)
-    one = lambda given: some(given[0][tf.newaxis], given[1][tf.newaxis])[0]  # noqa: E731
-    return tf.map_fn(one, (indices, views), parallel_iterations=1, fn_output_signature=tf.float32)
 
 
 def _others(together: Sequence[tf.Tensor], place: int) -> dict[str, tf.Tensor]:

@@ -9,7 +9,7 @@ startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
-from kdrun.training.preprocessing import augment, prepare  # noqa: E402
+from kdrun.training.preprocessing import augment, gathered, images_at_once, prepare  # noqa: E402
 
 
 def _images(*shape):
@@ -118,3 +118,32 @@ def test_an_image_of_the_right_size_is_only_scaled():
     assert result.max() == 1
     assert not any("Resize" in kind for kind in _operations(every_value, 16))
     assert any("Resize" in kind for kind in _operations(every_value, 17))  # the check sees a resize where there is one
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shape", "expected"),
+    [
+        *((500, (side, side, 1), 500) for side in (8, 28, 32, 64, 112, 256)),
+        (128, (224, 224, 3), 128),
+        (500, (224, 224, 3), 222),
+        (500, (1000, 1000, 1), 33),
+        (2, (1000, 1000, 1), 2),
+        (500, (3000, 3000, 3), 1),
+        (500, (9000, 9000, 3), 1),
+    ],
+)
+def test_as_many_images_at_once_as_128_mib_hold(batch_size, shape, expected):
+    assert images_at_once(batch_size, shape) == expected
+
+
+@pytest.mark.parametrize(("side", "channels", "batch"), [(40, 3, 6), (1500, 1, 15)], ids=["small", "big"])
+def test_a_gathered_batch_is_each_image_in_its_view_bit_for_bit(side, channels, batch):
+    images = np.repeat(_images(8, side // 10, side // 10, channels), 10, axis=1).repeat(10, axis=2)
+    indices = np.random.default_rng(1).integers(8, size=batch).astype(np.int32)
+    views = np.random.default_rng(2).integers(18, size=batch).astype(np.int32)
+    compiled = tf.function(lambda held: gathered(held, tf.constant(indices), tf.constant(views), 16, 1, True))
+    found = compiled(tf.constant(images)).numpy()
+    assert found.shape == (batch, 16, 16, channels)
+    for image, index, view in zip(found, indices, views, strict=True):
+        alone = prepare(augment(images[index : index + 1], tf.constant([view]), 1, True), 16)
+        assert image.tobytes() == alone.numpy().tobytes()

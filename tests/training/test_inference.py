@@ -1,0 +1,80 @@
+"""A network asked for its logits: small images all at once, big ones resized before a batch of them is filled up."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kdrun import models, startup
+
+startup.load_tensorflow()
+
+import tensorflow as tf  # noqa: E402
+
+from kdrun.training.inference import compiled_inference  # noqa: E402
+from kdrun.training.preprocessing import augment, prepare  # noqa: E402
+
+MLP = {"name": "mlp", "hidden_units": [16], "input_dropout": 0.0, "hidden_dropout": 0.0, "max_norm": None}
+TINY = ["model@teacher.model=mlp", "model@student.model=mlp", "student.model.hidden_units=[8]", "optimizer=adam"]
+TINY += ["data=npz", "data.image_size=8", "data.validation_size=4", "epochs=1", "batch_size=12"]
+
+
+@pytest.mark.parametrize(("side", "count"), [(30, 21), (1500, 19)], ids=["small", "big"])
+@pytest.mark.parametrize("view", [0, 13])
+def test_logits_are_those_of_the_network_on_full_batches_bit_for_bit(side, count, view):
+    """Of images of 1500 pixels a side 14 fit at once: a batch of 16 is prepared in two parts."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, side // 10, side // 10, 1), np.uint8)
+    images = coarse.repeat(10, axis=1).repeat(10, axis=2)
+    model = models.build(MLP, (8, 8, 1), 5, 0, "float32")
+    infer = compiled_inference(model, images.shape[1:], 16, 8, jitter=1, flip=True)
+    found = np.concatenate(list(infer(images, view)))
+    seen = [prepare(augment(image[np.newaxis], tf.constant([view]), 1, True), 8) for image in images]
+    network = tf.function(lambda batch: model(batch, training=False))
+    batches = [tf.concat(seen[:16], 0), tf.concat([*seen[16:], *seen[16:17] * (32 - count)], 0)]
+    assert found.tobytes() == np.concatenate([network(batch).numpy() for batch in batches])[:count].tobytes()
+
+
+def test_big_after_resizing_are_fewer_a_call_and_an_images_logits_do_not_depend_on_how_many_come():
+    images = np.random.default_rng(0).integers(0, 256, (7, 3000, 3000, 1), np.uint8)
+    sizes = []
+
+    def model(batch, training):
+        sizes.append(batch.shape[0])
+        return tf.reshape(tf.reduce_mean(batch, [1, 2]), [-1, 1])
+
+    infer = compiled_inference(model, images.shape[1:], 500, 3000)
+    blocks = list(infer(images))
+    assert [len(block) for block in blocks] == [3, 3, 1] and set(sizes) == {3}
+    assert np.concatenate(blocks)[6].tobytes() == np.concatenate(list(infer(images[6:])))[0].tobytes()
+    np.testing.assert_allclose(np.concatenate(blocks)[:, 0], images.mean((1, 2, 3), np.float64) / 255, rtol=1e-4)
+
+
+RUN = """
+import json, resource, sys
+from kdrun.cli import main
+code = main(sys.argv[1:])
+print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def test_sixteen_images_of_3000_pixels_a_side_need_less_than_two_gigabytes(tmp_path):
+    bright = (np.arange(16) % 2 * 200).astype(np.uint8)
+    images = np.broadcast_to(bright[:, np.newaxis, np.newaxis], (16, 3000, 3000))
+    arrays = {
+        f"{name}_{split}": array for split in ("train", "test") for name, array in (("x", images), ("y", bright // 200))
+    }
+    np.savez_compressed(tmp_path / "big.npz", **arrays)
+
+    def run(*arguments) -> int:
+        command = [sys.executable, "-c", RUN, *arguments, "outputs=out"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        code, peak = json.loads(done.stdout.splitlines()[-1])
+        assert code == 0, done.stderr
+        return peak
+
+    latency = "measure_latency=false"  # which would take a minute, and no more memory
+    assert run("stage=student", *TINY, "data.path=big.npz", latency) < 2e9
+    (run_json,) = tmp_path.glob("out/student/*/run.json")
+    assert run("stage=evaluate", f"run={run_json.parent.relative_to(tmp_path)}") < 2e9

@@ -21,6 +21,7 @@ from kdrun.training import stopping
 log = logging.getLogger(__name__)
 
 _NOT_THE_JOBS = ("outputs", "cache_dir", "resume", "sweep", "reuse")  # what a job is written with, not what it is
+_ASIDE = re.compile(r"\.damaged(-\d+)?$")  # see manifest.set_aside; a job's own name ends with a hash
 _LONGEST = 80  # characters of readable values in a folder's name
 
 
@@ -58,13 +59,20 @@ def run(sweep: Sweep, number: int, run_dir: Path, config: Mapping, work: Callabl
     found = done(sweep)
     said = f"job {number}{'' if sweep.total is None else f' of {sweep.total}'}: {run_dir.name}"
     log.info("%s  |  %d done, %d failed%s", said, found["completed"], found["failed"], _time_left(sweep, number))
-    if _completed(run_dir):
+    damage = _damage(run_dir)
+    if damage == []:
         record = runs.read(run_dir)
         log.info("%s is completed already%s", run_dir, runs.other_code(record))
         return record.get("results")
     started = time.monotonic()
     try:
         stopping.check()  # a signal that came between two jobs
+        if damage:
+            aside = manifest.set_aside(run_dir)
+            changed = ", ".join(damage)
+            log.warning(
+                "%s: %s is not what run.json says. Set aside as %s; doing the job again", run_dir, changed, aside
+            )
         run_dir.mkdir(parents=True, exist_ok=True)
         return work()
     except (Stopped, KeyboardInterrupt) as error:
@@ -94,9 +102,11 @@ def done(sweep: Sweep) -> Counter:
 
 
 def records(sweep: Sweep) -> dict[Path, dict | str]:
-    """Every job's record, by its run directory; where it cannot be read, the reason."""
+    """Every job's record, by its run directory; where it cannot be read, the reason. What was set aside is no job's."""
     found = {}
     for path in sorted(Path(sweep.folder).glob("*/run.json")):
+        if _ASIDE.search(path.parent.name):
+            continue
         try:
             found[path.parent] = runs.read(path.parent)
         except InputError as error:
@@ -115,12 +125,13 @@ def _number(value):
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _completed(run_dir: Path) -> bool:
+def _damage(run_dir: Path) -> list[str] | None:
+    """Which files of a completed job are not what its record says; None for a job that is not completed."""
     try:
         record = runs.read(run_dir)
     except InputError:
-        return False
-    return record["status"] == "completed" and not runs.damaged(run_dir, {"files": {}, **record})
+        return None
+    return runs.damaged(run_dir, {"files": {}, **record}) if record["status"] == "completed" else None
 
 
 def _time_left(sweep: Sweep, number: int) -> str:

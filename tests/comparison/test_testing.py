@@ -1,6 +1,7 @@
 """Statistics and sentences, on runs written by hand: against formulas, counts and textbook values."""
 
 import math
+import shutil
 from itertools import product
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from kdrun.comparison import testing
+from kdrun.reports import groups
 from kdrun.training import metrics
 
 
@@ -182,6 +184,69 @@ def test_equal_runs_have_no_gain_and_no_evidence(table):
     runs = table(student=[150, 150], distill_1=[150, 150])
     verdict = testing.judge(runs)
     assert verdict.groups.loc["distill_1", "p"] == 1.0 and "No evidence" in verdict.sentence
+
+
+# What sentence and table say, whatever the order of the rows
+
+ALONE, DISTILLED = [150, 155, 152, 149, 158], [152, 162, 154, 156, 160]
+GAINS = (np.array(DISTILLED) - ALONE) / 200
+
+
+def cells(verdict, name: str) -> dict[str, str]:
+    """A group's row in the table, by heading."""
+    shown = groups.table(verdict.groups, testing.best(verdict.groups))
+    return shown.set_index("group").loc[name].to_dict()
+
+
+def said_of(gains: np.ndarray, p: float) -> str:
+    gain = f"{100 * gains.mean():+.2f} ± {100 * gains.std(ddof=1):.2f} points test accuracy over the student alone"
+    return f"{gain} ({len(gains)} seeds, p = {p:.3f};"
+
+
+@pytest.mark.parametrize("order", range(5))
+def test_runs_are_paired_by_seed_in_any_order(table, order):
+    runs = table(student=ALONE, distill_4=DISTILLED).sample(frac=1, random_state=order)
+    verdict = testing.judge(runs)
+    p = students_t(GAINS)
+    assert 0.01 < p < 0.05
+    assert verdict.sentence.startswith(f"Distilling helped: {said_of(GAINS, p)}")
+    row = cells(verdict, "distill_4")
+    assert (row["gain"], row["p"]) == (f"{100 * GAINS.mean():+.2f}", f"{p:.3f}")
+    assert row["± std"] == f"{100 * np.std(np.array(DISTILLED) / 200, ddof=1):.2f}"
+    assert cells(verdict, "student")["± std"] == f"{100 * np.std(np.array(ALONE) / 200, ddof=1):.2f}"
+
+
+def test_only_seeds_that_both_have_are_paired(table):
+    runs = table(student=ALONE, distill_4=DISTILLED).sample(frac=1, random_state=0)
+    missing = (("student", 1), ("distill", 4))
+    runs = runs[[(stage, seed) not in missing for stage, seed in zip(runs["stage"], runs["seed"], strict=True)]]
+    gains = GAINS[[0, 2, 3]]
+    verdict = testing.judge(runs)
+    assert f": {said_of(gains, students_t(gains))}" in verdict.sentence
+    assert cells(verdict, "distill_4")["gain"] == f"{100 * gains.mean():+.2f}"
+
+
+def test_a_p_that_is_small_only_before_it_is_corrected_is_no_evidence(table):
+    others = {"distill_1": [149, 156, 152, 148, 159], "distill_2": [151, 154, 153, 149, 157]}
+    runs = table(student=ALONE, distill_4=DISTILLED, **others).sample(frac=1, random_state=0)
+    verdict = testing.judge(runs)
+    raw = students_t(GAINS)
+    assert raw < 0.05 < 3 * raw
+    assert verdict.sentence.startswith(f"No evidence that distilling helped: {said_of(GAINS, 3 * raw)}")
+    assert cells(verdict, "distill_4")["p"] == f"{3 * raw:.3f}"
+
+
+def test_a_seed_counts_once(table, tmp_path):
+    runs = table(student=ALONE, distill_4=DISTILLED)
+    expected = testing.judge(runs)
+    again = runs[runs["seed"] < 3].assign(run=[f"{run}_again" for run in runs["run"][runs["seed"] < 3]])
+    for run in again["run"]:
+        shutil.copytree(run.removesuffix("_again"), run)
+    verdict = testing.judge(pd.concat([runs, again]))
+    assert verdict.sentence == expected.sentence
+    for name in ("student", "distill_4"):
+        assert cells(verdict, name) == cells(expected, name)
+    assert len(verdict.refused) == len(again) and all("_again is not counted" in said for said in verdict.refused)
 
 
 # Calibration

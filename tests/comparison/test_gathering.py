@@ -4,6 +4,7 @@ One key at a time is changed in copies of a real run, whose identity is then wha
 """
 
 import copy
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -116,6 +117,9 @@ def test_teachers_that_differ_in_the_seed_alone_are_one_groups(trained, gathered
     (teacher,) = record["teachers"]
 
     def of(*teachers) -> dict:
+        teachers = [
+            {**each, "weights_sha256": hashlib.sha256(each["weights_sha256"].encode()).hexdigest()} for each in teachers
+        ]
         weights = [each["weights_sha256"] for each in teachers]
         return again({**record, "teachers": list(teachers)}, record["config"], weights)
 
@@ -205,8 +209,8 @@ def test_every_number_is_the_records_own(trained, gathered):
     record = runs.read(trained["distill"])
     made_up = {
         split: {
-            which: {"accuracy": 0.1 * n + m, "errors": 10 * n + m, "cross_entropy": 20 * n + m, "count": 64}
-            | {"teacher_agreement": 30 * n + m, "teacher_kl": 40 * n + m}
+            which: {"accuracy": 0.1 * n + m / 100, "errors": 10 * n + m, "cross_entropy": 20 * n + m, "count": 64}
+            | {"teacher_agreement": 0.3 * n + m / 100, "teacher_kl": 40 * n + m}
             for m, which in enumerate(("best", "last"), start=1)
         }
         for n, split in enumerate(("validation", "test"), start=1)

@@ -176,7 +176,7 @@ def test_pictures_of_a_run_are_of_its_best_weights(tmp_path):
     with np.load(run / "predictions/test.npz") as saved:
         labels, logits = saved["labels"], saved["logits"]
     images = np.arange(60, dtype=np.uint8).repeat(16).reshape(60, 4, 4, 1)
-    pictures = figures.predictions(Split(images, labels), run / "predictions/test.npz")
+    pictures = figures.of_predictions(Split(images, labels), run)
     expected = FigureCanvasAgg(figures.confusion_matrix(labels, logits.argmax(1), CLASSES))
     expected.draw()
     np.testing.assert_array_equal(pictures["confusion_matrix"], np.asarray(expected.buffer_rgba())[..., :3])

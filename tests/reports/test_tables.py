@@ -81,12 +81,13 @@ def test_a_sweeps_table(said):
             split: {which: {"accuracy": value + number / 100} for which, value in (("best", best), ("last", last))}
             for split, best, last in (("validation", 0.9, 0.4), ("test", 0.8, 0.3))
         }
-        return {"status": "completed", "results": {**results, "training_seconds": 70.0 + number}}
+        return {"stage": "student", "status": "completed", "results": {**results, "training_seconds": 70.0 + number}}
 
     records = {
         Path("s/one"): completed(1),
         Path("s/two"): completed(2),
-        Path("s/bad"): {"status": "failed", "error": "KdrunError: why"} | {"results": completed(3)["results"]},
+        Path("s/bad"): {"stage": "student", "status": "failed", "error": "KdrunError: why"}
+        | {"results": completed(3)["results"]},
         Path("s/odd"): "it cannot be read",
     }
     assert not jobs.show(records, 4)

@@ -4,6 +4,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -323,3 +325,81 @@ def test_under_nohup_a_run_outlives_sighup(tmp_path):
     finally:
         signal.signal(signal.SIGHUP, before)
     assert record_of(only(tmp_path, "student"))["status"] == "completed" and sent
+
+
+# A disk without room
+
+# free kB, free inodes, units: HDF5 used to crash at 44 and 124 kB
+ROOMS = [(0, 100, 8), (20, 100, 8), (44, 100, 8), (124, 100, 8), (90000, 4, 8), (90000, 14, 8)]
+if SOAK:
+    ROOMS = [(room, 100, units) for units in (8, 100) for room in range(0, 201, 4)]
+    ROOMS += [(90000, inodes, 8) for inodes in range(3, 26)]
+
+
+@pytest.fixture
+def mounted(tmp_path) -> Iterator[Callable]:
+    """Mounts a small disk: kB and inodes that are free on it -> its folder."""
+    places = []
+
+    def mount(room: int, inodes: int) -> Path:
+        place = tmp_path / f"disk{len(places)}"
+        place.mkdir()
+        size = f"size={max(room, 4)}k,nr_inodes={inodes + 1 + (not room)}"
+        if os.system(f"mount -t tmpfs -o {size} tmpfs {place} 2>/dev/null"):
+            pytest.skip("only root may mount a small disk")
+        places.append(place)
+        if not room:
+            (place / "full").write_bytes(bytes(4096))
+        return place
+
+    yield mount
+    for place in places:
+        os.system(f"umount -l {place}")
+
+
+def advice(process: Kdrun) -> str:
+    """The command in the line that a full disk ends with, beside which there is nothing but the log's."""
+    assert process.wait() == 1, process.said()
+    *log, last = process.said().splitlines()
+    assert "Traceback" not in process.said() and not any(line.startswith("kdrun: ") for line in log), process.said()
+    found = re.fullmatch(r"kdrun: .* cannot be written: .* Make room, then (?:go on with|run again): (kdrun .*)", last)
+    assert found, process.said()
+    return found[1]
+
+
+@pytest.mark.slow
+def test_at_every_amount_of_room_there_is_one_line_and_its_advice_works(mounted, tmp_path):
+    for some in (ROOMS[first : first + 2] for first in range(0, len(ROOMS), 2)):
+        disks = [mounted(room, inodes) for room, inodes, _ in some]
+        begun = [
+            Kdrun(["stage=student", *TINY, f"student.model.hidden_units=[{units}]", f"outputs={disk}/out"], tmp_path)
+            for disk, (*_, units) in zip(disks, some, strict=True)
+        ]
+        commands = [advice(process) for process in begun]
+        for disk in disks:
+            assert not os.system(f"mount -o remount,size=90m,nr_inodes=1000 {disk}")
+        again = [Kdrun(shlex.split(command)[1:], tmp_path) for command in commands]
+        for process, disk in zip(again, disks, strict=True):
+            assert process.wait() == 0, process.said()
+            assert [runs.read(path.parent)["status"] for path in disk.glob("out/student/*/run.json")] == ["completed"]
+
+
+OTHERS = {
+    "evaluate": ["stage=evaluate", "run=RUN"],
+    "adjust_bias": ["stage=adjust_bias", "run=RUN", "classes=[1,2]"],
+    "compare": ["stage=compare", "runs=RUN"],
+    "distill": ["stage=distill", "teacher.run=RUN"],
+    "pipeline": ["stage=pipeline", "teacher.run=RUN"],
+}
+
+
+@pytest.mark.parametrize("command", OTHERS.values(), ids=OTHERS)
+def test_every_stage_ends_like_that_where_the_disk_is_full(command, mounted, teacher, tmp_path):
+    command = [word.replace("RUN", str(teacher)) for word in command]
+    rooms = [(room, 100) for room in range(0, 201, 20)] + [(90000, inodes) for inodes in range(3, 26, 3)]
+    for room, inodes in rooms if SOAK else [(40, 100), (90000, 11)]:
+        disk = mounted(room, inodes)
+        again = advice(Kdrun([*command, *TINY, f"outputs={disk}/out"], tmp_path))
+        assert not os.system(f"mount -o remount,size=90m,nr_inodes=1000 {disk}")
+        process = Kdrun(shlex.split(again)[1:], tmp_path)
+        assert process.wait() == 0, process.said()

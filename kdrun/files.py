@@ -42,6 +42,17 @@ def _check_regular(path: str, found: os.stat_result) -> None:
         raise OSError(errno.EINVAL, kind, str(path))
 
 
+def special(folder: Path) -> Path | None:
+    """What below a folder is neither a regular file nor a folder, a training state's own files left out: written to, it
+    would be waited for, or the file that it is a link to changed."""
+    for top, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith("state-")]
+        for name in names:
+            if not stat.S_ISREG(os.lstat(os.path.join(top, name)).st_mode):
+                return Path(top, name)
+    return None
+
+
 def read(path: str | Path, most: int = 1 << 26) -> bytes:
     """A regular file of at most `most` bytes. Raises OSError for anything else."""
     with open_regular(path) as file:

@@ -257,7 +257,7 @@ def _check_mixup(config: Mapping, of_a_file: bool) -> None:
 def _teachers_model(config: Mapping, sources: Sequence[Path] | None) -> Mapping:
     if sources is None:
         return config["student" if config["stage"] == "generations" else "teacher"]["model"]
-    return runs.read(sources[0])["model"]
+    return checkpoint.model_of(sources[0])
 
 
 def _check_generations(config: Mapping) -> None:

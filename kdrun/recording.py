@@ -97,10 +97,16 @@ def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mappi
         runs.check_unused(run_dir)
     elif (run_dir / "run.json").exists():
         before = runs.read(run_dir)
+        if odd := files.special(run_dir):
+            raise InputError(f"{run_dir} cannot go on: {odd} in it is no regular file. Start a new run.")
         if before["status"] == "completed":  # by another process, while this one was starting
             raise InputError(f"{run_dir} was completed meanwhile; there is nothing left to do.")
         began = before.get("identity") or {}
-        changed = [key for key, value in (depends or {}).items() if began.get(key) != value and key != "epochs"]
+        changed = [
+            key
+            for key, value in (depends or {}).items()
+            if began.get(key) != value and not (key == "epochs" and key in began)
+        ]
         if changed:
             raise InputError(
                 f"{run_dir} cannot go on: {', '.join(changed)} changed since it began. Put it back, or start a new run."

@@ -110,7 +110,19 @@ RECORD = {
     "resumed?": [str],
 }
 COMPLETED = {"finished": moment}
-NETWORK = {"files": dict, "num_classes": count, "dataset_sha256": sha256, "results?": RESULTS}
+NETWORK = {
+    "files": dict,
+    "num_classes": count,
+    "dataset_sha256": sha256,
+    "results?": RESULTS,
+    "config": {
+        "data": {
+            "image_size": count,
+            "validation_size": count,
+            **dict.fromkeys(("train_size", "test_size"), (None, count)),
+        }
+    },
+}
 BUILT = {"model": MODEL, "image_shape": [count], "num_classes": count, "seed": whole, "precision": word}
 EVALUATED = BUILT | {"config": {"evaluation_batch_size": positive}, "results": {"test": SPLIT}}
 ADJUSTED = BUILT | {
@@ -149,7 +161,9 @@ def no_network(record: Mapping, room: int) -> str | None:
         return f"image_shape is {record['image_shape'][:4]}, and data.image_size {size}"
     # a network of so many classes, or units, has at least that many weights: it need not be made to be known as none
     most = max([record["num_classes"], *_whole_numbers(record["model"])])
-    return None if most <= room else f"it speaks of {most} classes or units, and its weights take {room} bytes"
+    return (
+        None if most <= max(room, 2**20) else f"it speaks of {most} classes or units, and its weights take {room} bytes"
+    )
 
 
 def _whole_numbers(value) -> Iterator[int]:

@@ -112,23 +112,35 @@ def check(config: Mapping, given: str, key: str = "teacher.run") -> None:
         raise InputError(f"{key}: {given}: {', '.join(damaged)} is not what run.json says. Give another run.")
 
 
-def load(run_dir: Path, policy: str, which: str = "best"):
-    """The network of a completed run with its `best` or `last` weights, frozen.
-
-    Raises InputError where its record is of no network, or its weights are of another one.
-    """
+def model_of(run_dir: Path, which: str = "best") -> Mapping:
+    """The model of a run's network, as its record has it. Raises InputError where that is of no network."""
     record, path = runs.read(run_dir), run_dir / "checkpoints" / f"{which}.weights.h5"
     if not path.is_file():
         raise InputError(f"{path} is not there, or no file. Give another run.")
     if wrong := records.no_network(record, path.stat().st_size):
         raise InputError(f"{run_dir / 'run.json'} is damaged, or not the record of a network: {wrong}.")
     try:
-        model = models.build(
-            record["model"], tuple(record["image_shape"]), record["num_classes"], record["seed"], policy
-        )
+        models.features(record["model"])
+    except Exception as error:  # whatever a model makes of its keys
+        raise _no_network(run_dir, error) from error
+    return record["model"]
+
+
+def load(run_dir: Path, policy: str, which: str = "best"):
+    """The network of a completed run with its `best` or `last` weights, frozen.
+
+    Raises InputError where its record is of no network, or its weights are of another one.
+    """
+    keys, record = model_of(run_dir, which), runs.read(run_dir)
+    try:
+        model = models.build(keys, tuple(record["image_shape"]), record["num_classes"], record["seed"], policy)
     except Exception as error:  # whatever a model's own keys make of it
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{run_dir}: no network can be made as run.json says ({said[:200]}).") from error
-    load_weights(model, path)
+        raise _no_network(run_dir, error) from error
+    load_weights(model, run_dir / "checkpoints" / f"{which}.weights.h5")
     model.trainable = False
     return model
+
+
+def _no_network(run_dir: Path, error: Exception) -> InputError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{run_dir}: no network can be made as run.json says ({said[:200]}). Give another run.")

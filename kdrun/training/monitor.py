@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.compat.proto import event_pb2
@@ -211,14 +212,12 @@ def _cut_events(folder: Path, step: int) -> None:
         if step < 0:
             path.unlink()
             continue
-        if not path.is_file():  # somebody else's: nothing that can be read to its end
-            continue
         kept = []
         try:
             for record in tf.data.TFRecordDataset(str(path), buffer_size=_READ_AT_ONCE).as_numpy_iterator():
                 if event_pb2.Event.FromString(record).step <= step:
                     kept.append(record)
-        except tf.errors.DataLossError:  # its last record was being written when the process was killed
+        except (tf.errors.DataLossError, DecodeError):  # what was being written when the process was killed
             pass
         files.write_with(path, partial(_write_events, kept))
 

@@ -375,6 +375,8 @@ def test_weights_that_are_none_of_the_network_end_in_one_line(kind, trained, dat
         (("model", "hidden_units"), {"x": 1}),
         (("model", "name"), "nowhere"),
         (("model", "more"), 1),
+        (("model", "hidden_units"), 5),
+        (("config", "data", "train_size"), "x"),
         (("image_shape",), [10**6, 10**6, 1]),
         (("image_shape",), [8]),
         (("precision",), "float31"),
@@ -436,8 +438,11 @@ def test_states_that_cannot_be_are_set_aside_and_the_one_before_is_used(trained,
     for number, (place, value) in enumerate(bad, start=9):
         state = shutil.copytree(good, run_dir / f"checkpoints/state-{number}")
         (state / "manifest.json").write_text(json.dumps(sealed(changed(facts, place, value))))
+    outside = shutil.copytree(good, run_dir / f"checkpoints/state-{9 + len(bad)}")
+    sums = facts["files"] | {"../../run.json": files.sha256(run_dir / "run.json")}
+    (outside / "manifest.json").write_text(json.dumps(sealed(facts | {"files": sums})))
     specials = ("manifest.json", "variables.index", "best.weights.h5", "variables.data-00000-of-00002")
-    for number, name in enumerate(specials, start=9 + len(bad)):
+    for number, name in enumerate(specials, start=10 + len(bad)):
         state = shutil.copytree(good, run_dir / f"checkpoints/state-{number}")
         (state / name).unlink(missing_ok=True)
         os.mkfifo(state / name)
@@ -447,10 +452,22 @@ def test_states_that_cannot_be_are_set_aside_and_the_one_before_is_used(trained,
     (without / "manifest.json").write_text(json.dumps(sealed(facts | {"files": kept})))
     assert main([f"resume={run_dir}"]) == 0
     said = capsys.readouterr()
-    count = len(bad) + len(specials) + 1
+    count = len(bad) + len(specials) + 2
     assert said.out.count("is damaged: ") == count and len(list((run_dir / "checkpoints").glob("*.damaged"))) == count
     assert "going on after step 8, with 1 epochs done" in said.out and said.err == ""
     assert bits(run_dir) == bits(trained["student"])
+
+
+@pytest.mark.parametrize("name", ["kdrun.log", "tensorboard/train/events.out.tfevents.1", "metrics.jsonl"])
+def test_a_run_with_special_files_in_it_does_not_go_on(name, trained, tmp_path, capsys):
+    run_dir = stopped(trained["student"], tmp_path / "outputs/student")
+    for make in (os.mkfifo, lambda path: os.symlink(tmp_path / "mine", path)):
+        (tmp_path / "mine").write_text("precious")
+        (run_dir / name).unlink(missing_ok=True)
+        make(run_dir / name)
+        code = main([f"resume={run_dir}"])
+        refused(code, capsys.readouterr(), f"{name} in it is no regular file")
+        assert (tmp_path / "mine").read_text() == "precious"
 
 
 @pytest.mark.parametrize("file", ["best.weights.h5", "variables.index", "variables.data-00000-of-00001"])

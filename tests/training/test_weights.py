@@ -7,7 +7,7 @@ from kdrun import models, startup
 
 startup.load_tensorflow()
 
-from kdrun.training.saved import save_weights  # noqa: E402
+from kdrun.training.weights import save_weights  # noqa: E402
 
 NETS = [
     {"name": "mlp", "hidden_units": [8, 8], "input_dropout": 0.5, "hidden_dropout": 0.5, "max_norm": None},

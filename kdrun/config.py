@@ -251,7 +251,7 @@ RULES: dict[str, Rule] = {
     "smoothing": number(0, 1),
     "probability": number(0, 1, low_included=False, high_included=False),
     "soften": one_of("probabilities", "logits"),
-    "student_temperature": optional(number(0, 1e6, low_included=False)),
+    "student_temperature": optional(temperature),
     "layers": names,
     "distance_weight": number(0),
     "angle_weight": number(0),

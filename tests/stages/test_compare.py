@@ -291,6 +291,29 @@ def test_a_search_goes_on_where_it_was(swept, tmp_path, capsys):
     assert sorted(trial.value for trial in study.trials) == pytest.approx(losses)
 
 
+def test_a_search_finds_the_teacher_of_the_config_and_says_when_every_trial_fails(swept, tmp_path, capsys):
+    """What is searched, the learning rate among it, is the student's."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
+    outputs = tmp_path / "outputs"
+    shutil.copytree(swept / "teacher", outputs / "teacher")
+    (teacher,) = outputs.glob("teacher/*")
+    command = ["-m", *SMALL, "teacher.epochs=3", "stage=distill", "epochs=1", "hydra/sweeper=optuna"]
+    command += ["hydra.sweeper.n_trials=2", f"outputs={outputs}"]
+    assert main([*command, "sweep=search"]) == 0
+    records = [runs.read(path) for path in jobs(outputs / "sweeps/search").values()]
+    assert [record["teachers"][0]["run"] for record in records] == [str(teacher)] * 2
+    assert len({record["config"]["optimizer"]["learning_rate"] for record in records}) == 2
+    capsys.readouterr()
+    (tmp_path / "own.py").write_text(
+        "from kdrun.registry import register\n\n\n"
+        "@register('objective', 'own')\ndef own(batch, *, layers):\n    raise ValueError('own fault')\n"
+    )
+    own = ["objective=own", f"objective.module={tmp_path / 'own.py'}", "sweep=fails"]
+    assert main([*command, *own]) == 1
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err and said.out.count("own fault") >= 2
+
+
 def test_a_missing_extra_is_said(tmp_path, capsys):
     if importlib.util.find_spec("ray"):
         pytest.skip("ray is here")

@@ -112,7 +112,7 @@ def test_a_line_of_overrides_can_be_pasted(name, line, command):
     ("words", "said"),
     [
         (["objective=teacher_free", "objective.teacher_free.soften=both"], "one of probabilities, logits"),
-        (["objective=teacher_free", "objective.teacher_free.student_temperature=0"], "a number from 0 to 1e+06"),
+        (["objective=teacher_free", "objective.teacher_free.student_temperature=0"], "a number from 1e-06 to 1e+06"),
         (["objective=dist", "objective.dist.scale_by_temperature_squared=2"], "true or false"),
     ],
 )

@@ -1,12 +1,12 @@
 """What a user sees of a training run: the progress bar, a line an epoch, metrics.jsonl and TensorBoard."""
 
+import io
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
@@ -17,9 +17,13 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.histogram.summary import histogram_pb
 from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.text.summary import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from kdrun import files
 from kdrun.forms import count, fraction, moment, number, word
+from kdrun.reports import events
+from kdrun.reports.events import Events
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +83,8 @@ class Monitor:
         with suppress(OSError):  # the terminal is gone
             self._bar.stop()
         for writer in self._writers.values():
-            writer.close()
+            with suppress(OSError):  # what matters was flushed
+                writer.close()
 
     def start(self, before: Mapping | None) -> None:
         """Open the curves: a run's own from the first step on, or as they were when `progress` gave `before`.
@@ -100,12 +105,10 @@ class Monitor:
         for split in ("train", "validation", "test"):
             folder = self._run_dir / "tensorboard" / split
             _cut_events(folder, kept.get(split, -1))
-            self._writers[split] = tf.summary.create_file_writer(str(folder))
+            self._writers[split] = Events(folder)
         if not before:
-            with self._writers["train"].as_default(step=0):
-                tf.summary.text("config", "```yaml\n" + self._config_text + "\n```")
-            with self._writers["test"].as_default(step=0):
-                hparams.hparams(self._hyperparameters, trial_id=self._run_dir.name)
+            self._writers["train"].add(0, text_pb("config", "```yaml\n" + self._config_text + "\n```"))
+            self._writers["test"].add(0, hparams.hparams_pb(self._hyperparameters, trial_id=self._run_dir.name))
             for writer in self._writers.values():
                 writer.flush()
 
@@ -147,15 +150,13 @@ class Monitor:
         step = number * self._steps_per_epoch
         for split, values in (("train", train), ("validation", validation)):
             self._lines.append({"epoch": number, "step": step, "split": split, **values})
-            with self._writers[split].as_default(step=step):
-                for name, value in values.items():
-                    if name not in ("count", "errors"):
-                        tf.summary.scalar(name, value)
-                if split == "train" and self._histograms:
-                    pictured = Summary()
-                    for weight in model.trainable_variables:  # by NumPy: TensorFlow takes seconds for hundreds of them
-                        pictured.MergeFrom(histogram_pb(weight.name, weight.numpy()))
-                    tf.summary.experimental.write_raw_pb(pictured.SerializeToString(), step)
+            curves = {name: value for name, value in values.items() if name not in ("count", "errors")}
+            self._writers[split].add(step, events.scalars(curves))
+            if split == "train" and self._histograms:
+                pictured = Summary()
+                for weight in model.trainable_variables:  # by NumPy: TensorFlow takes seconds for hundreds of them
+                    pictured.MergeFrom(histogram_pb(weight.name, weight.numpy()))
+                self._writers[split].add(step, pictured)
             self._writers[split].flush()
         self._write_lines()
         log.info(
@@ -175,11 +176,11 @@ class Monitor:
 
     def final(self, test: Mapping[str, Mapping], pictures: Mapping) -> None:
         """Show test metrics (the best weights' go to the HParams tab) and pictures uint8 [height, width, 3]."""
-        with self._writers["test"].as_default(step=self._steps):
-            for name, value in test["best"].items():
-                tf.summary.scalar(f"test/{name}", value)
-            for name, picture in pictures.items():
-                tf.summary.image(name, picture[tf.newaxis])
+        writer = self._writers["test"]
+        writer.add(self._steps, events.scalars({f"test/{name}": value for name, value in test["best"].items()}))
+        encoded = {name: tf.io.encode_png(picture).numpy() for name, picture in pictures.items()}
+        writer.add(self._steps, events.pictures(encoded))
+        writer.flush()
 
     def speed(self) -> dict:
         """Seconds from the run's start to the first finished step, seconds of training, images/s in steady state.
@@ -219,10 +220,8 @@ def _cut_events(folder: Path, step: int) -> None:
                     kept.append(record)
         except (tf.errors.DataLossError, DecodeError):  # what was being written when the process was killed
             pass
-        files.write_with(path, partial(_write_events, kept))
-
-
-def _write_events(records: Sequence[bytes], path: str) -> None:
-    with tf.io.TFRecordWriter(path) as writer:
-        for record in records:
+        content = io.BytesIO()
+        writer = RecordWriter(content)
+        for record in kept:
             writer.write(record)
+        files.write_bytes(path, content.getvalue())

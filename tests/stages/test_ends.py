@@ -361,7 +361,8 @@ def advice(process: Kdrun) -> str:
     """The command in the line that a full disk ends with, beside which there is nothing but the log's."""
     assert process.wait() == 1, process.said()
     *log, last = process.said().splitlines()
-    assert "Traceback" not in process.said() and not any(line.startswith("kdrun: ") for line in log), process.said()
+    others = r"kdrun: |Traceback|Exception ignored|[IWEF]\d{4} |\t"  # TensorFlow's own lines, too
+    assert not [line for line in log if re.match(others, line)], process.said()
     found = re.fullmatch(r"kdrun: .* cannot be written: .* Make room, then (?:go on with|run again): (kdrun .*)", last)
     assert found, process.said()
     return found[1]

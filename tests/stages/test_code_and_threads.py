@@ -153,6 +153,8 @@ def test_runs_of_an_older_kdrun_are_read_compared_evaluated_and_teach_and_are_no
     capsys.readouterr()
     assert main(["stage=compare", f"runs={outputs}", f"outputs={tmp_path}"]) == 0
     assert "not used" not in capsys.readouterr().out
+    table = (only(tmp_path, "compare") / "comparison.md").read_text()
+    assert f"format {runs.FORMAT - 1}" in table and f" {kdrun.__version__} " in table
     assert main([*TINY, "stage=distill", f"outputs={outputs}"]) == 2
     assert "no completed teacher run" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """Fixtures for tests that use the command line but train nothing; pytest and TensorFlow kept apart."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,11 @@ from kdrun.cli import main
 # When Hydra sets up logging, older handlers are closed, and absl's (TensorFlow's) closes its stream unless that is the
 # process's own: pytest's capture would be gone.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+# Processes inherit which signals are ignored: under nohup, or in the background of a shell, none would hear them.
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 class Ended(NamedTuple):

@@ -29,6 +29,24 @@ class Ended(NamedTuple):
     err: str
 
 
+class Hangs(BaseException):
+    """Nothing of kdrun's takes it for an error that it knows."""
+
+
+@pytest.fixture
+def in_time():
+    """A test that waits for ever fails, after minutes."""
+
+    def late(*_):
+        raise Hangs
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(300)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
     """Run kdrun in this process, in an empty folder, where any import of TensorFlow is an error."""

@@ -106,11 +106,11 @@ def write_json(path: Path, value) -> None:
 
 
 def reserve(folder: Path, size: int) -> None:
-    """Raises OSError where a folder's disk has no room for so many bytes in a few files.
+    """Raises OSError where a folder's disk has no room for so many bytes in a handful of files.
 
     For those who say in lines of their own, or not at all, that a disk is full.
     """
-    places = [temporary_name(folder / str(number)) for number in range(3)]
+    places = [temporary_name(folder / str(number)) for number in range(6)]
     try:
         for place in places:
             with place.open("wb") as file:

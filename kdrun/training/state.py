@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _KEPT = 2
 _NAME = re.compile(r"state-(\d+)(-unvalidated)?")
-_INDEX = 300  # bytes that a variable takes beside its values, at most
+_BESIDE = 1 << 16  # bytes that the variables' names, shapes and sums take beside their values, at most
 _VARIABLES, _BEST = "variables", "best.weights.h5"
 
 
@@ -37,7 +37,7 @@ def save(folder: Path, step: int, validated: bool, network: Network, best: Path 
     written = files.temporary_name(state)
     try:
         written.mkdir()
-        files.reserve(written, size_of(network.state) + _INDEX * len(network.state))
+        files.reserve(written, size_of(network.state) + _BESIDE)
         _checkpoint(network).write(str(written / _VARIABLES))
         if best:
             shutil.copyfile(best, written / _BEST)

@@ -79,7 +79,7 @@ def test_every_objective_distils_and_logs_itself_and_leaves_the_teacher_and_the_
     command = ["-m", *SMALL, *CONVNET, "stage=distill", f"teacher.run={teacher}", "sweep=all"]
     assert main([*command, f"objective={','.join(OBJECTIVES)}", f"outputs={outputs}"]) == 0
     found = {
-        path.parent.name.partition("-")[0].partition("=")[2]: path.parent
+        path.parent.name.removeprefix("objective-").rpartition("-")[0]: path.parent
         for path in outputs.glob("sweeps/all/*/run.json")
     }
     assert sorted(found) == OBJECTIVES

@@ -126,6 +126,7 @@ print(json.dumps({{s: runs.fingerprint(runs.identity(config, s, "data")) for s i
     def fingerprints() -> dict:
         ended = subprocess.run(
             [sys.executable, "-c", script],
+            cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(tmp_path / "copy")},
             capture_output=True,
         )

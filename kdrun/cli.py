@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
             problem.command = shlex.join(["kdrun", *arguments])
         print(f"kdrun: {problem}", file=sys.stderr)
         return problem.exit_code
+    except stopping.AtOnce as error:
+        print(f"kdrun: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print("kdrun: Stopped by SIGINT.", file=sys.stderr)
         return 130

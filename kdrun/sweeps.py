@@ -78,8 +78,8 @@ def run(sweep: Sweep, number: int, run_dir: Path, config: Mapping, work: Callabl
     except (Stopped, KeyboardInterrupt) as error:
         with suppress(OSError):  # it holds what can be gone on with
             run_dir.rmdir()
-        log.info("%s", error if isinstance(error, Stopped) else "Stopped by SIGINT.")
-        raise SystemExit(error.exit_code if isinstance(error, Stopped) else 130) from error
+        log.info("%s", error if isinstance(error, Stopped | stopping.AtOnce) else "Stopped by SIGINT.")
+        raise SystemExit(getattr(error, "exit_code", 130)) from error
     except Exception as error:  # noqa: BLE001 - whatever it is, the other jobs are not to suffer from it
         log.error("%s failed: %s", run_dir.name, one_line(error))
         if not (run_dir / "run.json").exists():

@@ -33,18 +33,30 @@ def on_signals() -> Iterator[None]:
         yield
 
 
+class AtOnce(KeyboardInterrupt):
+    """A signal came while there was nothing to save. No Exception: imports let those pass unheard."""
+
+    def __init__(self, number: int):
+        super().__init__(f"Stopped by {signal.Signals(number).name}.")
+        self.exit_code = 128 + number
+
+
 @contextmanager
 def at_once() -> Iterator[None]:
-    """While inside, but for `on_signals`, the first signal raises Stopped at once: there is nothing to save."""
+    """While inside, but for `on_signals`, the first signal raises AtOnce where the program is."""
 
     def stop(number, frame):
+        _received.append(number)  # for `check`, should it pass unheard all the same
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        raise Stopped(number, f"Stopped by {signal.Signals(number).name}.")
+        raise AtOnce(number)
 
     with _handling(dict.fromkeys(_stopping(), stop)):
-        yield
+        try:
+            yield
+        finally:
+            _received.clear()
 
 
 def _stopping() -> list[int]:

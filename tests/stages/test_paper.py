@@ -58,6 +58,7 @@ def one_class_left_out(tmp_path_factory):
     """A pipeline whose students saw no 3; the teacher saw jittered images, the validation ones among them."""
     outputs = tmp_path_factory.mktemp("no_threes")
     given = [*NETS, *TINY, "data.exclude_classes=[3]", "teacher.augment.jitter=2", "teacher.train_on_validation=true"]
+    given += ["teacher.overlap=allow"]
     assert main([*given, "epochs=6", "teacher.epochs=6", f"outputs={outputs}"]) == 0
     return outputs
 

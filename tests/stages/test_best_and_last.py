@@ -198,11 +198,12 @@ def test_curves_and_pictures_are_of_the_best_weights(trained, said, tmp_path):
         for name, value in reference.record(trained[stage])["results"]["test"]["best"].items():
             (event,) = shown.Tensors(f"test/{name}")
             assert tf.make_ndarray(event.tensor_proto) == pytest.approx(value, rel=1e-6)
-        np.savez(tmp_path / "mine.npz", labels=labels, logits=best[stage])
+        (tmp_path / stage / "predictions").mkdir(parents=True)
+        np.savez(tmp_path / stage / "predictions/test.npz", labels=labels, logits=best[stage])
         images = (said["test"][0] * 255).round().astype(np.uint8)
-        drawn = figures.predictions(datasets.Split(images, labels), tmp_path / "mine.npz")["confusion_matrix"]
-        (event,) = shown.Tensors("confusion_matrix")
-        assert np.array_equal(tf.io.decode_png(tf.make_ndarray(event.tensor_proto)[2]).numpy(), drawn)
+        drawn = figures.of_predictions(datasets.Split(images, labels), tmp_path / stage)["confusion_matrix"]
+        (event,) = shown.Images("confusion_matrix")
+        assert np.array_equal(tf.io.decode_png(event.encoded_image_string).numpy(), drawn)
     found = {stage: [str(trained[stage])] for stage in STAGES}
     curves = {line.get_label(): line.get_ydata() for line in plots.reliability(found).axes[0].lines}
     for stage, name in zip(STAGES, ("teacher", "student alone", "distilled student"), strict=True):

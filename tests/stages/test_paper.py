@@ -105,7 +105,7 @@ def test_adjust_bias_moves_one_bias_and_leaves_a_run_that_teaches(one_class_left
     assert results["shift"] != 0
     np.testing.assert_allclose(difference, results["shift"] * np.isin(np.arange(10), [0, 3]), atol=1e-5)
     assert main(["stage=evaluate", f"run={adjusted}", f"outputs={tmp_path}"]) == 0
-    teach = [*NETS, *TINY, f"teacher.run={adjusted}", f"outputs={tmp_path}"]
+    teach = ["teacher.overlap=allow", *NETS, *TINY, f"teacher.run={adjusted}", f"outputs={tmp_path}"]
     assert main(teach) == 0
 
 

@@ -402,6 +402,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("command", "room"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.slow
 def test_every_stage_ends_like_that_where_the_disk_is_full(command, room, mounted, teacher, tmp_path):
     command = [word.replace("RUN", str(teacher)) for word in command]
     rooms = [(less, 100) for less in range(0, room, 20)] + [(90000, inodes) for inodes in range(3, 9)]

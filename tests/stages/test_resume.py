@@ -209,6 +209,7 @@ def kill_sometime(process: Kdrun, outputs: Path, number: int, generator: random.
     process.signal(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant(undisturbed, tmp_path):
     """kill -9 while particular files are written, and at random; each time the run goes on, until it is done."""
     generator, kills, completed = random.Random(0), 0, []
@@ -331,6 +332,7 @@ def test_resume_auto_goes_on_with_the_same_command_and_else_begins_anew(copy, un
     assert len(list(outputs.glob("student/*"))) == 3
 
 
+@pytest.mark.slow
 def test_a_pipeline_goes_on_in_the_stage_it_was_in(tmp_path):
     command = [*SMALL, *CONVNET, "epochs=3", "student.epochs=60", "distill.epochs=3"]
     network.release()
@@ -392,6 +394,7 @@ def test_without_a_good_state_it_never_starts_from_scratch(copy, capsys):
     assert len(list((copy / "checkpoints").glob("state-*.damaged"))) == 2
 
 
+@pytest.mark.slow
 def test_no_flip_gives_a_silently_different_result(copy, undisturbed, teacher, tmp_path, capsys):
     """Single bytes flipped and files cut, all over: what is not detected must not matter."""
     generator, flips = random.Random(0), 400 if KILLS > 30 else 100
@@ -446,6 +449,7 @@ def test_two_processes_never_write_one_directory(copy):
     assert first.wait() == 0, first.said()
 
 
+@pytest.mark.slow
 def test_eight_processes_at_once_are_eight_runs(undisturbed, tmp_path):
     processes = [Kdrun([*STUDENT, f"outputs={tmp_path}"], tmp_path) for _ in range(8)]
     assert [process.wait(240) for process in processes] == [0] * 8

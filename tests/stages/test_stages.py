@@ -154,6 +154,7 @@ def test_reuse_can_be_turned_off(pipeline, trained):
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.slow
 def test_half_precision_learns_as_float32_does(precision, trained, tmp_path):
     assert main([*SMALL, "stage=teacher", f"precision={precision}", f"outputs={tmp_path}"]) == 0
     record = record_of(run_dirs(tmp_path, "teacher")[0])
@@ -300,6 +301,7 @@ PRESETS = sorted(path.stem for path in Path(__file__).parents[2].glob("conf/expe
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.slow
 def test_every_preset_runs_one_step(preset, tmp_path):
     arguments = [
         f"experiment={preset}",

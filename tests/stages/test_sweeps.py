@@ -75,6 +75,7 @@ def alone(job: Path) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_every_job_has_the_bits_that_it_has_alone_and_one_trace_serves_them_all(teacher, counting, tmp_path):
     arguments = [*SMALL, *CONVNET, teacher, "stage=distill", "optimizer=adam"]
     jobs = swept(tmp_path, *counting, *arguments, "temperature=2,5", "alpha=0.5,0.9", "seed=0,1")
@@ -110,6 +111,7 @@ def test_nothing_of_a_job_is_left_in_the_next(state, teacher, tmp_path):
     assert bits(alone(second)) == bits(second) != bits(first)
 
 
+@pytest.mark.slow
 def test_what_an_optimizer_remembers_would_be_noticed_if_it_were_left(tmp_path, monkeypatch):
     """The other tests can fail: without the optimizer's state being reset, jobs differ."""
     monkeypatch.setattr(FlatOptimizer, "state", [])

@@ -22,7 +22,7 @@ from yaml import YAMLError
 from kdrun import __version__, files, gpus, resuming, sweeps
 from kdrun.errors import KdrunError, NoRoom
 from kdrun.explaining import config_dir, explained, readable, unknown_flag
-from kdrun.overrides import Checked, checked, help_text, plain
+from kdrun.overrides import Place, checked, help_text, placed, plain
 from kdrun.training import stopping
 
 WITHOUT_TENSORFLOW = ("compare",)
@@ -74,28 +74,31 @@ def _run(arguments: list[str]) -> int:
     options = _options(arguments)
     arguments = [readable(word, options.multirun) if word in options.overrides else word for word in arguments]
     options.overrides = [readable(word, options.multirun) for word in options.overrides]
-    known = Checked([])
+    asked, place = None, Place()
     if not (options.hydra_help or options.cfg or options.info or options.shell_completion):
-        known = checked(options)
-        # beside the other overrides: argparse takes them in one piece only
-        last = max((place for place, word in enumerate(arguments) if word in options.overrides), default=-1)
-        arguments[last + 1 : last + 1] = known.overrides
+        asked = checked(options)
     failures: list[KdrunError] = []
     full_error = {"HYDRA_FULL_ERROR": "1"}  # Hydra raises its errors instead of printing them and exiting with 1
     try:
+        if asked:
+            with stopping.undisturbed():
+                place = placed(asked)
+            # beside the other overrides: argparse takes them in one piece only
+            last = max((index for index, word in enumerate(arguments) if word in options.overrides), default=-1)
+            arguments[last + 1 : last + 1] = place.overrides
         with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
-            job = _job_of(failures, known)
+            job = _job_of(failures, place)
             hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
     except Exception as error:
-        if problem := files.no_room(error, Path(known.folder)):  # what Hydra writes
+        if problem := files.no_room(error, Path(place.folder)):  # what Hydra writes
             raise problem from error
         # a search of which no trial was completed has no best one, for which its sweeper has a traceback
-        if not isinstance(error, ValueError) or known.sweep is None or sweeps.done(known.sweep)["completed"]:
+        if not isinstance(error, ValueError) or place.sweep is None or sweeps.done(place.sweep)["completed"]:
             raise
     finally:
-        if known.is_new:
-            _remove_unbegun(Path(known.folder))
-        all_done = known.sweep is None or _shown(known.sweep)
+        if place.is_new:
+            _remove_unbegun(Path(place.folder))
+        all_done = place.sweep is None or _shown(place.sweep)
     if not all_done:
         return 1
     if failures:
@@ -122,7 +125,7 @@ def _remove_unbegun(run_dir: Path) -> None:
                 parent.rmdir()
 
 
-def _job_of(failures: list[KdrunError], known: Checked):
+def _job_of(failures: list[KdrunError], place: Place):
     """The function that Hydra calls for every job, perhaps in another process; what it needs to know comes along."""
 
     def job(composed: DictConfig):
@@ -130,17 +133,17 @@ def _job_of(failures: list[KdrunError], known: Checked):
 
         startup.log_to_terminal()
         given = plain(composed)
-        if known.sweep:
+        if place.sweep:
             if HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":
                 gpus.pin(HydraConfig.get().job.num)  # this process is one of several
-            run_dir = sweeps.job_dir(known.sweep, given, HydraConfig.get().overrides.task, _identity(given))
+            run_dir = sweeps.job_dir(place.sweep, given, HydraConfig.get().overrides.task, _identity(given))
             number = HydraConfig.get().job.num + 1
             results = sweeps.run(
-                known.sweep, number, run_dir, given, lambda: _job({**given, "resume": "auto"}, run_dir)
+                place.sweep, number, run_dir, given, lambda: _job({**given, "resume": "auto"}, run_dir)
             )
             return _objective(results)
         try:
-            _job(known.config or given, Path(HydraConfig.get().runtime.output_dir))
+            _job(place.config or given, Path(HydraConfig.get().runtime.output_dir))
         except KdrunError as error:
             failures.append(error)  # else Hydra would put a line of its own before ours
 

@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"[\w.,:+=()\[\]{}'\" -]*")  # neither a path, nor an interp
 def check(override: Override) -> None:
     """Raises InputError for an override of Hydra's own that is not a command line's to give."""
     line, key = override.input_line, override.key_or_group
-    if "_target_" in line:
+    if re.search(r"\b_target_\b", line):
         raise InputError(f"{line}: _target_ names a function to be called, which is not for a command line. {_INSTEAD}")
     if key.partition("/")[0].partition(".")[0] != "hydra":
         return

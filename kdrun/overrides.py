@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,24 +36,32 @@ SEARCHED = [
 ]
 
 
-class Checked(NamedTuple):
-    """Further overrides, for the run directory; the config, where it is not the one that Hydra composes; the sweep; the
-    folder that all is written into, and whether it is a run directory that is new."""
+class Asked(NamedTuple):
+    """What a command line asks for: its overrides, the last job as Hydra composes it and as plain values; whether these
+    are a completed run's that is to go on."""
 
-    overrides: list[str]
+    options: argparse.Namespace
+    composed: DictConfig
+    values: dict
+    is_growing: bool = False
+
+
+class Place(NamedTuple):
+    """Where it is written: further overrides, for the run directory; the config, where it is not the one that Hydra
+    composes; the sweep; the folder that all is written into, and whether it is a run directory that is new."""
+
+    overrides: Sequence[str] = ()
     config: dict | None = None
     sweep: sweeps.Sweep | None = None
     folder: str = "."
     is_new: bool = False
 
 
-def checked(options: argparse.Namespace) -> Checked:
-    """Check every job that the command line asks for, and make or find the run directory.
-
-    Raises InputError, resuming.Completed, or what Hydra raises.
-    """
+def checked(options: argparse.Namespace) -> Asked:
+    """Check every job that the command line asks for. Raises InputError, resuming.Completed, or what Hydra raises."""
     flags, searched = _config_folder(options)
     overrides = options.overrides
+    growing = False
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         for word in overrides:
             _check_word(word)
@@ -61,8 +69,7 @@ def checked(options: argparse.Namespace) -> Checked:
         for swept, job in _jobs(overrides) if options.multirun else [(None, overrides)]:
             composed = hydra.compose(options.config_name or "config", job + searched, return_hydra_config=True)
             values = _checked_values(composed, job, searched)
-            resumes = values["resume"] not in (None, "auto")
-            if resumes:
+            if values["resume"] not in (None, "auto"):
                 if options.multirun:
                     raise InputError("resume: a sweep's jobs go on with resume=auto, each with its own run.")
                 values, growing = _resumed(values, job, searched)
@@ -73,10 +80,19 @@ def checked(options: argparse.Namespace) -> Checked:
                 identities.setdefault(swept, []).append(resuming.identity(values))
     if options.multirun:
         _say_what_changes_nothing(identities, values["stage"])
+    return Asked(options, composed, values, growing)
+
+
+def placed(asked: Asked) -> Place:
+    """Make or find the run directory, or the sweep's folder. Raises InputError."""
+    composed, values, overrides = asked.composed, asked.values, asked.options.overrides
+    if asked.options.multirun:
         return _swept(composed, values, overrides)
-    if resumes:
-        run_dir = resuming.grown(Path(values["resume"]), values) if growing else Path(values["resume"])
-        return Checked(_going_on(str(run_dir)), {**values, "resume": str(run_dir)}, folder=str(run_dir))
+    if values["resume"] not in (None, "auto"):
+        run_dir = Path(values["resume"])
+        if asked.is_growing:
+            run_dir = resuming.grown(run_dir, values)
+        return Place(_going_on(str(run_dir)), {**values, "resume": str(run_dir)}, folder=str(run_dir))
     if values["sweep"] is not None:
         raise InputError(f"sweep={values['sweep']} is the name of a sweep. Add -m, or leave it out.")
     if any(override.startswith("hydra.run.dir=") for override in overrides):
@@ -86,12 +102,12 @@ def checked(options: argparse.Namespace) -> Checked:
         runs.check_below("hydra.run.dir", run_dir, values["outputs"])
         runs.check_unused(run_dir)
         is_new = not run_dir.exists()
-        return Checked([f"hydra.run.dir={quoted(str(run_dir))}"], folder=str(run_dir), is_new=is_new)
+        return Place([f"hydra.run.dir={quoted(str(run_dir))}"], folder=str(run_dir), is_new=is_new)
     found = resuming.interrupted(values) if values["resume"] == "auto" else None
     if found:
-        return Checked(_going_on(str(found)), folder=str(found))
+        return Place(_going_on(str(found)), folder=str(found))
     run_dir = runs.create(values["outputs"], values["stage"])
-    return Checked([f"hydra.run.dir={quoted(str(run_dir))}"], folder=str(run_dir), is_new=True)
+    return Place([f"hydra.run.dir={quoted(str(run_dir))}"], folder=str(run_dir), is_new=True)
 
 
 def _config_folder(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -148,7 +164,7 @@ def _say_what_changes_nothing(identities: Mapping[str | None, list[dict | None]]
             )
 
 
-def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Checked:
+def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Place:
     """Where a sweep is written, and what its launcher and sweeper are set to beside their own defaults.
 
     Its jobs' own folders are ours to choose (see sweeps.job_dir), not Hydra's.
@@ -180,7 +196,7 @@ def _swept(composed: DictConfig, values: Mapping, overrides: list[str]) -> Check
         total = math.prod(len(set(override.sweep_string_iterator())) for override in swept)
     keys = [override.get_key_element() for override in swept]
     folder.mkdir(parents=True, exist_ok=True)  # a search keeps its trials in there
-    return Checked(own, sweep=sweeps.Sweep(str(folder), keys, total), folder=str(folder))
+    return Place(own, sweep=sweeps.Sweep(str(folder), keys, total), folder=str(folder))
 
 
 def _presets(choice: str, overrides: list[str]) -> list[str]:

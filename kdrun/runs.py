@@ -337,18 +337,19 @@ def check_writable(key: str, folder: Path) -> None:
     """
     probe = folder / uuid.uuid4().hex
     made = []
-    try:
-        made = [parent for parent in (probe, *probe.parents) if not parent.is_dir()]
-        _made(probe)
-    except OSError as error:
-        raise files.no_room(error, folder) or InputError(
-            f"{key}: {folder} cannot be written to ({error.strerror}: {error.filename}). "
-            f"Set {key} to a folder of yours."
-        ) from error
-    finally:
-        for parent in made:
-            with suppress(OSError):  # somebody else's run has begun in there meanwhile
-                parent.rmdir()
+    with stopping.undisturbed():
+        try:
+            made = [parent for parent in (probe, *probe.parents) if not parent.is_dir()]
+            _made(probe)
+        except OSError as error:
+            raise files.no_room(error, folder) or InputError(
+                f"{key}: {folder} cannot be written to ({error.strerror}: {error.filename}). "
+                f"Set {key} to a folder of yours."
+            ) from error
+        finally:
+            for parent in made:
+                with suppress(OSError):  # somebody else's run has begun in there meanwhile
+                    parent.rmdir()
 
 
 def _made(folder: Path) -> bool:

@@ -33,6 +33,14 @@ def on_signals() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """While inside, a signal waits for the end, where Stopped is raised: for folders that are made to be noted."""
+    with on_signals():
+        yield
+    check()
+
+
 class AtOnce(KeyboardInterrupt):
     """A signal came while there was nothing to save. No Exception: imports let those pass unheard."""
 

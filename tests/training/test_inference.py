@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,13 +53,15 @@ def test_big_after_resizing_are_fewer_a_call_and_an_images_logits_do_not_depend_
 
 
 RUN = """
-import json, resource, sys
+import json, sys
 from kdrun.cli import main
 code = main(sys.argv[1:])
-print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+with open("/proc/self/status") as status:  # resource's figure may be that of the process which started this one
+    print(json.dumps([code, next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))]))
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read as Linux has it")
 def test_sixteen_images_of_3000_pixels_a_side_need_less_than_two_gigabytes(tmp_path):
     bright = (np.arange(16) % 2 * 200).astype(np.uint8)
     images = np.broadcast_to(bright[:, np.newaxis, np.newaxis], (16, 3000, 3000))

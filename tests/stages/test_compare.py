@@ -89,6 +89,7 @@ def test_one_jobs_failure_never_stops_the_others(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_until_it_is_done_ends_with_the_same_bits(swept, tmp_path):
     (teacher,) = swept.glob("teacher/*")
     outputs, generator, kills = tmp_path / "outputs", random.Random(1), 0
@@ -191,6 +192,7 @@ def test_tensorboards_hparams_tab_shows_a_sweep_with_its_metrics(swept):
     assert {"test/accuracy", "test/cross_entropy"} <= {info.name.tag for info in experiment.metric_infos}
 
 
+@pytest.mark.slow
 def test_comparing_imports_no_tensorflow(swept, tmp_path):
     code = f"""
 import sys
@@ -245,6 +247,7 @@ LAUNCHERS = {
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.slow
 def test_more_than_one_process(launcher, swept, tmp_path):
     """The jobs end with the bits that they have in one process (of one thread, too)."""
     pytest.importorskip(f"hydra_plugins.{LAUNCHERS[launcher]}", reason=f"needs the extra for {launcher}")

@@ -233,6 +233,7 @@ def test_another_hosts_run_whose_heartbeat_moves_is_left_alone(way, days, elsewh
     assert record_of(elsewhere)["status"] == "running"
 
 
+@pytest.mark.slow
 def test_a_part_of_a_pipeline_that_another_host_writes_is_left_alone(teacher, tmp_path, monkeypatch, capfd):
     outputs = tmp_path / "outputs"
     process = Kdrun(

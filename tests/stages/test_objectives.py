@@ -74,6 +74,7 @@ def distilled(outputs, teacher) -> Path:
     return done(outputs, *SMALL, *CONVNET, "stage=distill", f"teacher.run={teacher}")
 
 
+@pytest.mark.slow
 def test_every_objective_distils_and_logs_itself_and_leaves_the_teacher_and_the_student_as_they_are(outputs, teacher):
     weights = files.sha256(teacher / checkpoint.WEIGHTS)
     command = ["-m", *SMALL, *CONVNET, "stage=distill", f"teacher.run={teacher}", "sweep=all"]
@@ -104,6 +105,7 @@ def test_every_objective_distils_and_logs_itself_and_leaves_the_teacher_and_the_
     assert files.sha256(teacher / checkpoint.WEIGHTS) == weights
 
 
+@pytest.mark.slow
 def test_projections_move_and_a_live_teachers_batch_norm_does_not(outputs, tmp_path):
     plain = [word for word in SMALL if "teacher" not in word]
     dense = done(outputs, *plain, "stage=teacher", *(word.replace("student", "teacher") for word in DENSE))
@@ -122,6 +124,7 @@ def test_projections_move_and_a_live_teachers_batch_norm_does_not(outputs, tmp_p
     assert teachers
 
 
+@pytest.mark.slow
 def test_kept_features_are_the_live_teachers(outputs, teacher):
     command = [*SMALL, *CONVNET, "stage=distill", f"teacher.run={teacher}", "objective=[kd,attention]"]
     command += ["teacher.inference_batch_size=64"]

@@ -37,6 +37,7 @@ def weights(run_dir: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.slow
 def test_every_preset_runs(preset, tmp_path):
     given = [f"experiment=paper/{preset}", *TINY, "data=mnist", "data.train_fraction=1"]  # Fashion is not everywhere
     if preset == "ensemble":  # its teachers first, as its file says

@@ -166,7 +166,13 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(("command", "number"), COMMANDS.values(), ids=COMMANDS)
+QUICK = ("student, SIGINT", "distilling")
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [pytest.param(*each, id=name, marks=[] if name in QUICK else pytest.mark.slow) for name, each in COMMANDS.items()],
+)
 def test_a_run_that_is_stopped_goes_on_and_ends_with_the_same_bits(command, number, teacher, tmp_path, capsys):
     command = [*command, teacher] if "stage=distill" in command else command
     run_dir = stopped(tmp_path / "stopped", number, *command)
@@ -186,6 +192,7 @@ def test_a_state_without_the_optimizers_slots_gives_other_bits(undisturbed, tmp_
     assert bits(run_dir) != bits(undisturbed)
 
 
+@pytest.mark.slow
 def test_stopped_again_and_again(undisturbed, tmp_path):
     run_dir = stopped(tmp_path, signal.SIGTERM, *STUDENT, after=1)
     for after, number in ((3, signal.SIGINT), (5, signal.SIGTERM)):
@@ -230,6 +237,7 @@ def test_killed_at_any_instant(undisturbed, tmp_path):
         assert_same(run_dir, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once_and_the_last_state_stays_good(undisturbed, tmp_path):
     process = Kdrun([*STUDENT, f"outputs={tmp_path}"], tmp_path)
     assert process.wait_until(lambda: found(tmp_path, "student/*/checkpoints/state-*"))
@@ -304,6 +312,7 @@ def test_more_epochs_at_a_constant_rate_are_as_if_begun_with_them(tmp_path, caps
     assert_same(run_dir, done(tmp_path / "whole", *STUDENT, *constant, "epochs=7"))
 
 
+@pytest.mark.slow
 def test_more_epochs_under_a_schedule_say_what_they_do_and_are_another_run(copy, undisturbed, tmp_path, capsys):
     assert resumed(copy, "epochs=9") == 0
     assert "cosine schedule is stretched over all 9" in capsys.readouterr().out
@@ -487,6 +496,7 @@ def test_the_heartbeat_goes_on(tmp_path, monkeypatch):
 # Bad days
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_size_ends_with_what_is_needed_and_goes_on_afterwards(tmp_path):
     wide = ["stage=student", *SMALL, "model@student.model=mlp", "student.model.hidden_units=[400]", "epochs=4"]
     alone = done(tmp_path / "alone", *wide)

@@ -143,6 +143,7 @@ def test_the_same_command_again_reuses_all_three_runs(pipeline, trained, capsys)
         assert run_dirs(outputs, stage) == [trained[stage]]
 
 
+@pytest.mark.slow
 def test_reuse_can_be_turned_off(pipeline, trained):
     outputs, _ = pipeline
     arguments = [*SMALL, f"outputs={outputs}", f"teacher.run={trained['teacher']}", "temperature=7", "distill.epochs=1"]

@@ -105,7 +105,9 @@ STATES = {
 STATES["momentum and loss scale"] += ["student.model.filters=[4,8]", "optimizer.learning_rate=0.5"]  # it overflows
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "state", [pytest.param(name, marks=[] if "dropout" in name else pytest.mark.slow) for name in STATES]
+)
 def test_nothing_of_a_job_is_left_in_the_next(state, teacher, tmp_path):
     first, second = swept(tmp_path, *SMALL, teacher, *STATES[state], "seed=0,1")
     assert bits(alone(second)) == bits(second) != bits(first)
@@ -141,6 +143,7 @@ def test_steps_and_loss_scale_are_reset(tmp_path):
     assert [weight.tobytes() for weight in made.weights()] == weights
 
 
+@pytest.mark.slow
 def test_another_batch_size_is_traced_again_and_another_learning_rate_is_not(teacher, counting, tmp_path):
     arguments = [*counting, *SMALL, *CONVNET, teacher, "stage=distill", "optimizer=adam"]
     jobs = swept(tmp_path, *arguments, "distill.batch_size=64,32", "optimizer.learning_rate=1e-3,1e-2")
@@ -149,6 +152,7 @@ def test_another_batch_size_is_traced_again_and_another_learning_rate_is_not(tea
     assert traced == 2 * len(traces) > 0
 
 
+@pytest.mark.slow
 def test_another_student_between_is_traced_and_leaves_the_right_bits(teacher, counting, tmp_path):
     arguments = [*counting, *SMALL, *CONVNET, teacher, "stage=distill", "optimizer=adam"]
     swept_jobs = swept(tmp_path, *arguments, "student.model.filters=[2],[3]", "alpha=0.5,0.9")

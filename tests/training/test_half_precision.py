@@ -101,6 +101,7 @@ def test_pointwise_against_numpy(policy):
     np.testing.assert_allclose(found, expected, rtol=off, atol=off * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_gradients_that_float16_cannot_hold_are_scaled(tmp_path):
     """The loss is a ten-millionth of kd's, the rate millions of times as high: without a scale nothing would move, and
     with one that is not taken back nothing would be learned."""

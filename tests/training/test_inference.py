@@ -62,6 +62,7 @@ with open("/proc/self/status") as status:  # resource's figure may be that of th
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read as Linux has it")
+@pytest.mark.slow
 def test_sixteen_images_of_3000_pixels_a_side_need_less_than_two_gigabytes(tmp_path):
     bright = (np.arange(16) % 2 * 200).astype(np.uint8)
     images = np.broadcast_to(bright[:, np.newaxis, np.newaxis], (16, 3000, 3000))

@@ -211,8 +211,13 @@ def test_resume_runs_no_code_that_the_command_line_does_not_name(stopped, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_resumed_run_has_the_threads_that_it_began_with(stopped):
+def test_a_resumed_run_has_the_threads_that_it_began_with(stopped, tmp_path):
     folder, run_dir = stopped
+    found = tmp_path / "found"
+    shutil.copytree(folder, found)
+    ended = alone([*TINY, "stage=distill", *NAMED, "resume=auto"], found)
+    assert ended.returncode == 0 and runs.read(found / run_dir)["status"] == "completed", ended.stderr
+    assert set((found / "threads").read_text().split()) == {"1"}
     ended = alone([f"resume={run_dir}", *NAMED, "threads=2"], folder)
     assert ended.returncode == 2 and "threads cannot change in a run that goes on" in ended.stderr
     ended = alone([f"resume={run_dir}", *NAMED], folder)
@@ -242,6 +247,7 @@ def test_a_completed_run_grows_into_a_new_one(trained, tmp_path, capsys):
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     network.release()
     assert main([f"resume={old}", f"outputs={outputs}", "epochs=4"]) == 0
+    assert "with 2 epochs done" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
     (new,) = set(outputs.glob("student/*")) - {old}
     network.release()

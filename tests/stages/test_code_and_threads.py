@@ -88,6 +88,7 @@ def test_an_edited_net_trains_again_and_an_edited_comment_does_not(another_kdrun
     assert "is completed already" not in again()
 
 
+@pytest.mark.slow
 def test_an_edited_nets_answers_are_asked_for_again(another_kdrun, trained, tmp_path):
     def again() -> bool:
         command = [*TINY, "stage=cache", f"teacher.run={only(trained, 'teacher')}", "cache_dir=kept"]
@@ -370,6 +371,7 @@ def test_what_cannot_fit_together_ends_before_anything_is_trained(tmp_path, caps
         assert os.listdir("outputs") == ["pipeline"]
 
 
+@pytest.mark.slow
 def test_a_teacher_that_saw_validation_images_is_told_of_wherever_its_student_is(trained, tmp_path, capsys):
     teacher, outputs = only(trained, "teacher"), f"outputs={tmp_path}"
     more = [*TINY, "data.validation_size=96", outputs]

@@ -183,6 +183,7 @@ def test_several_teachers_that_are_one_teach_as_that_one(outputs, teacher, disti
         assert len(runs.read(both)["teachers"]) == 2
 
 
+@pytest.mark.slow
 def test_a_sweeps_name_is_all_its_runs_as_teachers(outputs, tmp_path):
     assert (
         main(["-m", *SMALL, "epochs=1", *CONVNET, "stage=student", "seed=1,2", "sweep=peers", f"outputs={outputs}"])
@@ -297,6 +298,7 @@ def test_a_shuffled_teacher_gives_each_image_anothers_answer(outputs, teacher, d
     assert record["results"]["test"]["best"]["teacher_agreement"] == pytest.approx(np.mean(logits[0] == logits[1]))
 
 
+@pytest.mark.slow
 def test_generations_teach_each_other_and_go_on_where_they_were(tmp_path, capsys):
     command = [*SMALL, *CONVNET, "stage=generations"]
     assert main([*command, "generations=2", f"outputs={tmp_path}"]) == 0
@@ -319,6 +321,7 @@ def test_generations_teach_each_other_and_go_on_where_they_were(tmp_path, capsys
     assert "taught by the one before" in refused(capsys, *command, "teacher.run=x", f"outputs={tmp_path}")
 
 
+@pytest.mark.slow
 def test_mixed_images_are_shown_to_both_and_never_twice_the_same(outputs, teacher):
     command = [*SMALL, *CONVNET, "stage=distill", f"teacher.run={teacher}", "objective=function_matching", "epochs=1"]
     one, again, other = (done(outputs, *command, f"distill.mixup={mixup}") for mixup in ("1", "1.0", "0.2"))

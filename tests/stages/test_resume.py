@@ -304,6 +304,7 @@ def test_from_another_folder_it_is_refused(copy, capsys):
     assert "is not below its outputs folder elsewhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_epochs_at_a_constant_rate_are_as_if_begun_with_them(tmp_path, capsys):
     constant = ["optimizer.schedule=constant"]
     run_dir = stopped(tmp_path / "grown", signal.SIGTERM, *STUDENT, *constant, "epochs=5")
@@ -321,6 +322,7 @@ def test_more_epochs_under_a_schedule_say_what_they_do_and_are_another_run(copy,
     assert runs.read(copy)["fingerprint"] != runs.read(whole)["fingerprint"]
 
 
+@pytest.mark.slow
 def test_more_epochs_where_temperature_is_annealed_say_so(teacher, tmp_path, capsys):
     command = ["stage=distill", *SMALL, *CONVNET, "epochs=4", teacher, "temperature_end=1"]
     run_dir = stopped(tmp_path, signal.SIGTERM, *command)
@@ -450,6 +452,7 @@ def test_no_flip_gives_a_silently_different_result(copy, undisturbed, teacher, t
 # One writer
 
 
+@pytest.mark.slow
 def test_two_processes_never_write_one_directory(copy):
     first = Kdrun([f"resume={copy}", f"outputs={copy.parents[1]}", "checkpoint.every_minutes=1e-6"], copy.parents[2])
     assert first.wait_until(lambda: runs.read(copy)["status"] == "running")
@@ -512,6 +515,7 @@ def test_a_limit_on_file_size_ends_with_what_is_needed_and_goes_on_afterwards(tm
     assert_same(run_dir, alone)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_what_is_needed_and_goes_on_afterwards(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -539,6 +543,7 @@ def test_a_run_directory_that_is_deleted_while_it_is_written(tmp_path, capfd):
     assert "is gone: somebody deleted it" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_back_does_no_harm(undisturbed, tmp_path):
     class Clock(datetime):
         asked = 0

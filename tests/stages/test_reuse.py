@@ -53,6 +53,7 @@ def outputs(finished, tmp_path) -> Path:
     return shutil.copytree(finished[1], tmp_path / "outputs")
 
 
+@pytest.mark.slow
 def test_a_pipeline_takes_no_damaged_run_of_a_part(given, outputs, capsys):
     files = {"teacher": FILES[0], "student": FILES[1], "distill": FILES[2]}
     before = {stage: run_dirs(outputs, stage)[0] for stage in files}

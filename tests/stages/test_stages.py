@@ -217,6 +217,7 @@ def test_a_sweep_over_temperature_and_alpha_with_an_automatic_teacher(pipeline, 
     assert len({job["fingerprint"] for job in jobs}) == 4
 
 
+@pytest.mark.slow
 def test_augmented_views_are_shown_to_a_live_teacher(trained, tmp_path, capsys):
     arguments = [*SMALL, "stage=distill", f"teacher.run={trained['teacher']}", "epochs=1", "data.augment.jitter=2"]
     bits = []

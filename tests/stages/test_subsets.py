@@ -80,6 +80,7 @@ def test_a_distilled_student_learns_from_the_images_of_the_one_alone(seed, stude
     assert trained(distilled[seed, 0.0]) == trained(students[seed]) != trained(distilled[seed, 0.9])
 
 
+@pytest.mark.slow
 def test_a_pipelines_students_are_those_of_a_sweep(given, students, distilled, tmp_path):
     """Nor does a sweep's second student hear what the teacher says of the first one's images."""
     alone(tmp_path, *given, *SUBSET, "seed=1")

@@ -704,6 +704,7 @@ def test_a_student_of_kept_logits_is_bit_for_bit_that_of_a_live_teacher(teacher,
     assert recorded["teacher_kl"] == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_student_shown_augmented_images_is_the_same_too_and_auto_keeps_nothing_for_it(teacher, tmp_path, capsys):
     augmented = [*FIFTY_STEPS, "data.augment.jitter=2", "data.augment.flip=true"]
     auto = run(tmp_path, teacher, "auto", *augmented)

@@ -128,6 +128,7 @@ def layers_of(teacher: Path, images: np.ndarray) -> dict[str, np.ndarray]:
     return outputs
 
 
+@pytest.mark.slow
 def test_of_each_subset_the_logits_kept_are_of_its_images(given, tmp_path):
     overrides, teacher = given
     taken, found = set(), []

@@ -204,6 +204,7 @@ RULES: dict[str, Rule] = {
     "cache_features": boolean,
     "classifier": one_of("own", "teacher"),
     "runs": paths,
+    "margin": number(0),
     "sweep": folder_name,
     "path": path,
     "image_size": integer(1, 4096),

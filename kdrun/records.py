@@ -141,9 +141,10 @@ TRAINED = {
     "seed": whole,
     "parameters": {"total": count},
     "identity": {"epochs": count, "data": {}},
+    "files": {"checkpoints/best.weights.h5": sha256},
     "results": {
-        "test": {"best": MEASURED},
-        "validation": {"best": MEASURED},
+        "test": SPLIT,
+        "validation": {"best": MEASURED, "last": {**MEASURED, "epoch": count}},
         "steps": count,
         "training_seconds": amount,
         "images_per_second": amount,

@@ -20,7 +20,7 @@ from kdrun.training import stopping
 
 log = logging.getLogger(__name__)
 
-_NOT_THE_JOBS = ("outputs", "cache_dir", "resume", "sweep", "reuse")  # what a job is written with, not what it is
+_NOT_THE_JOBS = ("outputs", "cache_dir", "resume", "sweep", "reuse", "compare.margin")  # of how it is written and read
 _ASIDE = re.compile(r"\.damaged(-\d+)?$")  # see manifest.set_aside; a job's own name ends with a hash
 _LONGEST = 80  # characters of readable values in a folder's name
 

@@ -1,6 +1,8 @@
 """What kdrun computes, computed in another way: images by NumPy, a plain forward pass, measures in float64."""
 
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +73,41 @@ def measures(z: np.ndarray, labels: np.ndarray, teacher: np.ndarray | None = Non
         found["teacher_kl"] = divergence(teacher, z)
         found["teacher_agreement"] = float(np.mean(predicted == teacher.argmax(axis=1)))
     return found
+
+
+def density(x: np.ndarray, degrees: float) -> np.ndarray:
+    """Student's t distribution's."""
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)
+    return scale * (1 + x**2 / degrees) ** (-(degrees + 1) / 2)
+
+
+def two_sided(t: float, degrees: float) -> float:
+    x = np.linspace(0, t, 400_001)
+    return 1 - 2 * np.trapezoid(density(x, degrees), x)
+
+
+def quantile(level: float, degrees: float) -> float:
+    """By bisection of the integral."""
+    low, high = 0.0, 200.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided(middle, degrees) > 1 - level else (low, middle)
+    return low
+
+
+def variance(values) -> Fraction:
+    middle = sum(values, Fraction(0)) / len(values)
+    return sum(((value - middle) ** 2 for value in values), Fraction(0)) / (len(values) - 1)
+
+
+def crossed(d, level: float = 0.95) -> tuple[float, float, float, float]:
+    """Of differences, fractions [seeds][images]: their mean, its interval over seeds and images crossed, and p."""
+    n, images = len(d), len(d[0])
+    of_seeds = float(variance([sum(row) for row in d])) / images
+    of_images = float(variance([sum(row[i] for row in d) for i in range(images)])) / n
+    total = of_seeds + of_images
+    degrees = total**2 / (of_seeds**2 / (n - 1) + of_images**2 / (images - 1))
+    error = math.sqrt(total / (n * images))
+    gain = float(sum(map(sum, d))) / (n * images)
+    half = quantile(level, degrees) * error
+    return gain, gain - half, gain + half, two_sided(abs(gain) / error, degrees)

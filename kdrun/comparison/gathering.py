@@ -19,7 +19,7 @@ from kdrun.training import metrics
 _OVERRIDE = re.compile(r"[+~]*(?!hydra\b)[a-z]\S*(=|$)", re.IGNORECASE)  # one of kdrun's own keys
 _LINE = {"epoch": forms.count, "split": forms.word, "accuracy": forms.fraction, str: forms.number}
 _LATENCY = [f"batch_{size}_{name}" for size in (1, 128) for name in ("median", "p95")]
-_NOT_THE_SEED = ("seed", "teacher_weights")
+_OF_ONE_RUN = ("seed", "teacher_weights")
 _DISTILLING_ALONE = (
     "stage",
     *runs.DISTILLING,
@@ -35,8 +35,8 @@ _DISTILLING_ALONE = (
 def frame(*places: str | Path) -> pd.DataFrame:
     """A row for each run found in `places`: run directories, folders of them, or glob patterns.
 
-    Columns: run, stage, status, problem (why a run cannot be used, else empty), seed, group and student (runs that
-    differ only in seed, and whose students are trained alike, have the same), what was measured, and the config's keys
+    Columns: run, stage, status, problem (why a run cannot be used, else empty), seed, group, student and study (see
+    `_identified`), right (whether each test image is classified so, bool [n]), what was measured, and the config's keys
     as `config.<key>`. Raises InputError where there is no run at all.
     """
     return pd.DataFrame([_row(run_dir) for run_dir in runs.found([str(place) for place in places])])
@@ -90,9 +90,13 @@ def _command(record: Mapping) -> str:
 
 
 def _identified(record: Mapping, labels: np.ndarray) -> dict:
-    """Whom a run is compared with: `group` holds the runs that differ from it in the seed alone, `student` those whose
-    student has the same network, data, epochs and steps, distilled or not; all with the same test labels, int64 [n]."""
-    identity = {key: value for key, value in record["identity"].items() if key not in _NOT_THE_SEED}
+    """Whom a run is compared with.
+
+    `group` is its setting: runs that differ from it in the seed, or the teacher's, alone. `student` holds those whose
+    student is trained alike, distilled or not; `study` those whose student has the same network, data and number of
+    steps, however it learns; all with the same test labels, int64 [n].
+    """
+    identity = {key: value for key, value in record["identity"].items() if key not in _OF_ONE_RUN}
     identity |= {"num_classes": record["num_classes"], "test_labels": hashlib.sha256(labels.tobytes()).hexdigest()}
     code = identity.get("code", {})  # an objective's is the distilled students' alone
     identity["code"] = {name: each for name, each in code.items() if not name.startswith("objective/")}
@@ -100,18 +104,35 @@ def _identified(record: Mapping, labels: np.ndarray) -> dict:
     teachers = record.get("teachers", [])
     if teachers:
         identity["teacher"] = [
-            {key: value for key, value in (teacher["identity"] or {}).items() if key not in _NOT_THE_SEED}
+            {key: value for key, value in (teacher["identity"] or {}).items() if key not in _OF_ONE_RUN}
             or teacher["weights_sha256"]
             for teacher in teachers
         ]
     student = {key: value for key, value in identity.items() if key not in (*_DISTILLING_ALONE, "teacher")}
+    study = {
+        key: identity.get(key) for key in ("format", "model", "data", "dataset_sha256", "num_classes", "test_labels")
+    }
+    study |= {
+        "code": {name: each for name, each in code.items() if name.startswith(("model/", "data/"))},
+        "steps": _steps(record),
+    }
     return {
         "seed": record["seed"],
         "group": manifest.digest(identity)[:8],
         "student": manifest.digest(student)[:8],
+        "study": manifest.digest(study)[:8] if record["stage"] != "teacher" else "",
         "identity": identity,
         "teacher": [teacher["run"] for teacher in teachers],
+        "taught_by": tuple(teacher["weights_sha256"] for teacher in teachers),
+        "weights": record["files"]["checkpoints/best.weights.h5"],
+        "fingerprint": record.get("fingerprint") or manifest.digest(record["identity"]),
     }
+
+
+def _steps(record: Mapping) -> int:
+    """How many steps a run was to take: patience may have ended it before, in each seed elsewhere."""
+    results = record["results"]
+    return results["steps"] // max(1, results["validation"]["last"]["epoch"]) * record["identity"]["epochs"]
 
 
 def _measured(run_dir: Path, record: Mapping) -> dict:
@@ -135,6 +156,7 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "epochs": identity["epochs"],
         "held_out": not identity["data"].get("train_on_validation", False),
         "steps": results["steps"],
+        "planned_steps": _steps(record),
         "overlap": record.get("overlap", 0),
         "made_by": texts.one_line(runs.made_by(record)),
         "objective": _names(identity.get("objective", {})) + " of peers" * bool(identity.get("peers")),
@@ -146,6 +168,8 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "validation_cross_entropy": validation["cross_entropy"],
         "test_accuracy": test["accuracy"],
         "errors": test["errors"],
+        "right": np.argmax(logits, axis=1) == labels,
+        "errors_last": results["test"]["last"]["errors"],
         "count": test["count"],
         "cross_entropy": test["cross_entropy"],
         "brier": metrics.brier_score(logits, labels),

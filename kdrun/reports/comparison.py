@@ -1,16 +1,19 @@
 """What a comparison of runs says and writes: the sentence, tables, figures, the page."""
 
+import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from kdrun import predictions, texts
-from kdrun.comparison import testing
+from kdrun.comparison import sentences, studies
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.reports import events, page, plots
@@ -19,70 +22,137 @@ from kdrun.reports import groups as rows
 log = logging.getLogger(__name__)
 
 _CAPTIONS = {
+    "gains": "Gain over the student alone: a point for each seed, the mean and its 95 % interval for new seeds and new "
+    "test images; grey: gains that would not matter.",
     "heat_maps": "Accuracy by temperature and alpha: means over seeds, n in each cell.",
     "learning_curves": "Validation accuracy by epoch: mean over seeds; bands from the lowest to the highest.",
-    "accuracy_against": "Test accuracy against size and speed, with 95 % intervals.",
+    "accuracy_against": "Test accuracy against size and speed, with 95 % intervals (Student's t over seeds).",
     "reliability": "How right the students are when they are so sure, on the test set.",
     "confusion_difference": "Which mistakes distilling adds (red) and takes away (blue), a seed.",
     "what_the_teacher_knows": "Test images that the teacher gets right and is least sure of, and what it says of them.",
 }
 
 
-def report(runs: pd.DataFrame, folder: Path, table: bool = True) -> dict:
-    """Judge runs, show the verdict (its `table`, too), and write it below `folder`; returns it as plain values."""
-    verdict = testing.judge(runs)
-    log.info("%s", verdict.sentence)
+def report(
+    runs: pd.DataFrame, folder: Path, margin: float, earlier: Sequence[Mapping] = (), table: bool = True
+) -> dict:
+    """Judge runs, show the verdict (its `table`, too), and write it below `folder`; returns it as plain values.
+
+    `margin` is the gain that does not matter, 1 being all images; `earlier` what earlier comparisons said.
+    """
+    judgement = studies.judge(runs, margin, earlier)
+    said = sentences.said(judgement)
     problems = runs.loc[runs["problem"] != "", ["run", "problem"]]
-    if len(verdict.groups):
-        shown = rows.table(verdict.groups, testing.best(verdict.groups))
-        if table:
-            log.info("\n%s", rows.text(shown))
-        _write_tables(verdict, shown, folder)
-    for note in (*verdict.controls, *verdict.refused):
+    shown = _shown(judgement, said)
+    for one in said:
+        log.info("%s%s", f"{one.study}: " * (len(said) > 1), one.sentence)
+        for line in (*one.notes, *one.commands):
+            log.info("  %s", line)
+    if not said:
+        log.info("%s", sentences.NOTHING)
+    if table and len(shown):
+        log.info("\n%s", rows.text(shown))
+    for note in judgement.notes:
         log.info("%s", note)
     for run, problem in problems.itertuples(index=False):
         log.info("not used: %s: %s", texts.one_line(run), problem)
-    if len(verdict.groups):
-        figures = _figures(runs[runs["problem"] == ""], verdict.groups)
+    verdict = _plain_verdict(judgement, said)
+    if len(shown):
+        _write_tables(verdict, judgement.groups, shown, folder)
+        figures = _figures(judgement, said)
         _write_figures(figures, folder)
-        _write_page(runs, verdict, shown, problems, figures, folder / "report.html")
+        _write_page(runs, judgement, said, shown, problems, figures, folder / "report.html")
         log.info("compare: %s", folder / "report.html")
-    return {
-        "sentence": verdict.sentence,
-        "groups": json.loads(verdict.groups.to_json(orient="index")),
-        "controls": verdict.controls,
-        "refused": verdict.refused,
-        "not_used": problems.to_dict("records"),
-    }
+    return {**verdict, "notes": judgement.notes, "not_used": problems.to_dict("records")}
 
 
-def _write_tables(verdict: testing.Verdict, shown: pd.DataFrame, folder: Path) -> None:
-    verdict.groups.map(texts.csv).to_csv(folder / "comparison.csv", index_label="group")
-    verdict.groups.to_json(folder / "comparison.json", orient="index", indent=1)
-    (folder / "comparison.md").write_text(f"{texts.markdown(verdict.sentence)}\n\n{rows.markdown(shown)}\n")
+def _shown(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> pd.DataFrame:
+    if judgement.groups.empty:
+        return judgement.groups
+    chosen = {study.chosen for study in judgement.studies}
+    return rows.table(judgement.groups, chosen, {one.digest: one.study for one in said})
+
+
+def _plain_verdict(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> dict:
+    """The sentences, the studies behind them and the groups, as JSON takes them."""
+    by_digest = {study.study: study for study in judgement.studies}
+    told = []
+    for one in said:
+        study = by_digest[one.digest]
+        gain = study.gain._asdict() if study.gain else {}
+        parts = {"alike_gain": study.alike_gain, "untried": study.untried}
+        controls = [{**control._asdict(), "gain": control.gain._asdict()} for control in study.controls]
+        told.append(
+            {
+                **{field.name: getattr(study, field.name) for field in dataclasses.fields(study)},
+                **dict.fromkeys(studies.Gain._fields),
+                **{"p_single": gain.pop("p", None), **gain, "p": study.p, "controls": controls},
+                **{key: part._asdict() if part else None for key, part in parts.items()},
+                **{"name": one.study, "sentence": one.sentence, "notes": one.notes, "commands": one.commands},
+            }
+        )
+    alone = len(said) == 1
+    sentence = "\n".join(one.sentence if alone else f"{one.study}: {one.sentence}" for one in said)
+    return _plain(
+        {
+            "sentence": sentence or sentences.NOTHING,
+            "studies": told,
+            "groups": judgement.groups.to_dict("index"),
+        }
+    )
+
+
+def _plain(value):
+    """Values as JSON has them: numbers of Python's own, and null for what is none."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_tables(verdict: Mapping, groups: pd.DataFrame, shown: pd.DataFrame, folder: Path) -> None:
+    groups.map(texts.csv).to_csv(folder / "comparison.csv", index_label="group")
+    (folder / "comparison.json").write_text(json.dumps(verdict, indent=1) + "\n")
+    said = verdict["sentence"].splitlines()
+    said += [line for study in verdict["studies"] for line in (*study["notes"], *study["commands"])]
+    (folder / "comparison.md").write_text("\n\n".join([*map(texts.markdown, said), rows.markdown(shown)]) + "\n")
     (folder / "comparison.tex").write_text(rows.latex(shown) + "\n")
 
 
-def _figures(usable: pd.DataFrame, groups: pd.DataFrame) -> dict[str, Figure]:
-    """The figures that these runs allow, by name. Those of single runs show the best group and its baseline."""
-    best = testing.best(groups)
-    runs = {"teacher": [run for found in groups.loc[groups["stage"] == "teacher", "runs"] for run in found]}
-    if best is not None:
-        student = groups.loc[best, "student"]
-        alone = groups[(groups["stage"] == "student") & (groups["student"] == student)]
-        runs |= {"distill": groups.loc[best, "runs"], "student": [run for found in alone["runs"] for run in found]}
-    else:
-        runs |= {"student": [run for found in groups.loc[groups["stage"] == "student", "runs"] for run in found]}
+def _figures(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> dict[str, Figure]:
+    """The figures that these runs allow, by name: of the first study and its teachers, those of single runs of the
+    chosen setting and its baseline."""
+    first = said[0].digest if said else ""
+    study = next((study for study in judgement.studies if study.study == first), None)
+    groups, runs = judgement.groups, judgement.runs
+    if study:
+        taught = {weights for each in runs.loc[runs["study"] == first, "taught_by"] for weights in each}
+        teachers = set(runs.loc[runs["weights"].isin(taught), "group"])
+        groups = groups[(groups["study"] == first) | groups.index.isin(teachers)]
+    alone = [study.baseline] if study and study.baseline else groups.index[groups["stage"] == "student"]
+    kinds = {"teacher": groups.index[groups["stage"] == "teacher"], "student": alone}
+    kinds["distill"] = [study.chosen] if study and study.chosen else []
+    shown = {kind: [run for name in names for run in groups.loc[name, "runs"]] for kind, names in kinds.items()}
+    identities = sentences.identities(runs[runs["group"].isin(groups.index[groups["gain"].notna()])])
     figures = {
+        "gains": plots.gains(
+            groups,
+            study.margin if study else 0.0,
+            kinds["distill"],
+            {name: sentences.differing(identities, name) for name in identities},
+        ),
         "heat_maps": plots.heat_maps(groups),
-        "learning_curves": plots.learning_curves(runs),
+        "learning_curves": plots.learning_curves(shown),
         "accuracy_against": plots.accuracy_against(groups),
-        "reliability": plots.reliability(runs),
+        "reliability": plots.reliability(shown),
     }
-    if runs.get("distill") and runs.get("student"):
-        figures["confusion_difference"] = plots.confusion_difference(runs["distill"], runs["student"])
-    if runs.get("distill"):
-        figures["what_the_teacher_knows"] = _knowledge(usable, runs["distill"][0])
+    if shown["distill"] and shown["student"]:
+        figures["confusion_difference"] = plots.confusion_difference(shown["distill"], shown["student"])
+    if shown["distill"]:
+        figures["what_the_teacher_knows"] = _knowledge(runs, shown["distill"][0])
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -115,7 +185,8 @@ def _write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
 
 def _write_page(
     runs: pd.DataFrame,
-    verdict: testing.Verdict,
+    judgement: studies.Judgement,
+    said: Sequence[sentences.Said],
     shown: pd.DataFrame,
     problems: pd.DataFrame,
     figures: Mapping[str, Figure],
@@ -131,10 +202,11 @@ def _write_page(
             "problems": rows.html(problems) if len(problems) else "",
         },
         title="kdrun: did distilling help?",
-        sentence=verdict.sentence,
-        counts=f"{len(usable)} runs in {len(verdict.groups)} groups",
+        drawn=said[0].study if len(said) > 1 else "",
+        said=said or [sentences.Said("", "", sentences.NOTHING, [], [])],
+        counts=f"{len(usable)} runs in {len(judgement.groups)} groups",
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
-        notes=[*verdict.controls, *verdict.refused],
+        notes=judgement.notes,
         commands=page.commands(usable["command"]),
     )
 

@@ -1,6 +1,7 @@
 """The table of a comparison's groups, for the terminal, Markdown and HTML."""
 
 import io
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -8,36 +9,46 @@ from rich.console import Console
 from rich.table import Table
 
 from kdrun import texts
+from kdrun.comparison import sentences
 from kdrun.reports.tables import NAMES
 
 
-def table(groups: pd.DataFrame, best: str | None) -> pd.DataFrame:
-    """Groups as people read them: a row each, texts; teachers first, then students alone, controls, the distilled."""
+def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str]) -> pd.DataFrame:
+    """Groups as people read them: a row each, texts; teachers first, then students alone, controls, the distilled.
+
+    `chosen` are the settings that the sentences speak of, `names` what the studies are called.
+    """
     order = {kind: number for number, kind in enumerate(("teacher", "student", "control", "distill"))}
-    versions = groups["made_by"].nunique() if "made_by" in groups else 0
+    versions = groups["made_by"].nunique()
     several = groups.loc[groups["kind"] == "distill", "objective"].nunique() > 1
+    teachers = groups["teachers"].max() > 1
     rows = []
-    for name, group in sorted(groups.iterrows(), key=lambda item: order[item[1]["kind"]]):
-        get = group.get
+    for name, group in sorted(
+        groups.iterrows(), key=lambda item: (names.get(item[1]["study"], ""), order[item[1]["kind"]])
+    ):
         rows.append(
             {
-                "": f"{group['control'] or NAMES[group['stage']]}{' (best)' if name == best else ''}"
-                + (f" (teacher saw {get('overlap'):,} validation images)" if get("overlap") else ""),
+                "": f"{group['control'] or NAMES[group['stage']]}{' (chosen)' if name in chosen else ''}"
+                + (f" (teacher saw {group['overlap']:,} validation images)" if group["overlap"] else ""),
+                "study": names.get(group["study"], "") if len(names) > 1 else "",
                 "objective": group["objective"] if several else "",
                 "T": _number(group["temperature"], "{:g}"),
                 "alpha": _number(group["alpha"], "{:g}"),
-                "n": f"{group['n']:.0f}",
+                "seeds": f"{group['seeds']:.0f}",
+                "teachers": f"{group['teachers']:.0f}" if teachers and group["teachers"] else "",
+                "gain": _number(100 * group["gain"], "{:+.2f}"),
+                "95 % of gain": _range(100 * group["gain_low"], 100 * group["gain_high"], "{:+.2f}"),
+                "adjusted p": sentences.p_value(group["p_adjusted"])
+                if np.isfinite(_float(group["p_adjusted"]))
+                else "",
                 "accuracy, %": _number(100 * group["test_accuracy"], "{:.2f}"),
                 "± std": _number(100 * group["test_accuracy_std"], "{:.2f}"),
-                "95 %": _range(100 * group["test_accuracy_low"], 100 * group["test_accuracy_high"]),
-                "gain": _number(100 * get("gain", np.nan), "{:+.2f}"),
-                "p": _number(get("p", np.nan), "{:.3f}"),
-                "p Wilcoxon": _number(get("p_wilcoxon", np.nan), "{:.3f}"),
-                "p McNemar": _number(get("p_mcnemar", np.nan), "{:.3f}"),
+                "95 % (t)": _range(100 * group["test_accuracy_low"], 100 * group["test_accuracy_high"], "{:.2f}"),
                 f"errors of {group['count']:,.0f}": _number(group["errors"], "{:,.1f}"),
                 "CE": _number(group["cross_entropy"], "{:.4f}"),
                 "Brier": _number(group["brier"], "{:.4f}"),
-                "ECE": _number(group["calibration_error"], "{:.4f}"),
+                "ECE, 15 bins": _number(group["calibration_error"], "{:.4f}"),
+                "± std of ECE": _number(group["calibration_error_std"], "{:.4f}"),
                 "agreement, %": _number(100 * _float(group["teacher_agreement"]), "{:.2f}"),
                 "KL": _number(group["teacher_kl"], "{:.4f}"),
                 "parameters": f"{group['parameters']:,.0f}",
@@ -46,6 +57,7 @@ def table(groups: pd.DataFrame, best: str | None) -> pd.DataFrame:
                 "latency 1, ms": _latency(group, 1),
                 "latency 128, ms": _latency(group, 128),
                 "seconds": f"{group['training_seconds']:,.0f}",
+                "single gains": _singles(group["gains"]),
                 "made by": group["made_by"] if versions > 1 else "",
                 "group": name,
             }
@@ -57,8 +69,9 @@ def table(groups: pd.DataFrame, best: str | None) -> pd.DataFrame:
 def text(shown: pd.DataFrame, most: int = 12) -> str:
     """A table for the terminal: as many columns as people look at first."""
     table = Table()
-    for number, column in enumerate(shown.columns[:most]):
-        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
+    for column in shown.columns[:most]:
+        folds = column in ("", "study")
+        table.add_column(column, justify="left" if folds else "right", no_wrap=not folds, overflow="fold")
     for row in shown.itertuples(index=False):
         table.add_row(*row[:most])
     said = io.StringIO()
@@ -95,8 +108,16 @@ def _number(value, form: str) -> str:
     return form.format(float(value)) if np.isfinite(_float(value)) else ""
 
 
-def _range(low: float, high: float) -> str:
-    return f"{low:.2f}–{high:.2f}" if np.isfinite(low) else ""
+def _range(low: float, high: float, form: str) -> str:
+    return f"{form.format(low)} to {form.format(high)}" if np.isfinite(_float(low)) else ""
+
+
+def _singles(gains, most: int = 5) -> str:
+    """Each seed's gain in points, up to so many."""
+    if not isinstance(gains, Mapping):
+        return ""
+    shown = " ".join(f"{100 * gain:+.2f}" for gain in list(gains.values())[:most])
+    return shown + " …" * (len(gains) > most)
 
 
 def _latency(group: pd.Series, batch_size: int) -> str:

@@ -1,6 +1,6 @@
 """Figures of a comparison: readable in grey and for the colour-blind (Okabe and Ito's colours)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,48 @@ STYLES = {
     "distill": {"color": "#0072B2", "linestyle": "-", "marker": "o", "label": "distilled student"},
 }
 _BINS = 15
+
+
+def gains(
+    groups: pd.DataFrame,
+    margin: float,
+    chosen: Collection[str],
+    differing: Mapping[str, Mapping[str, str]],
+    most: int = 30,
+) -> Figure | None:
+    """What each setting gains over the student alone: single seeds, the mean with its interval, the margin as a band.
+
+    The first so many by validation, the `chosen` ones always; `differing` are keys by which settings are told apart,
+    with their values. None where nothing was held against a student alone.
+    """
+    some = groups[groups["gain"].notna()]
+    if some.empty:
+        return None
+    some = some.assign(chosen=some.index.isin(chosen)).sort_values(["chosen", "validation_accuracy"], ascending=False)
+    some = some[:most][::-1]
+    figure = Figure(figsize=(7, 1.2 + 0.32 * len(some)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(-100 * margin, 100 * margin, color="#BBBBBB", alpha=0.4, linewidth=0)
+    axes.axvline(0, color="black", linewidth=0.8)
+    for place, (_, row) in enumerate(some.iterrows()):
+        style = STYLES[row["kind"]]
+        singles = 100 * np.array(list(row["gains"].values()))
+        axes.scatter(singles, np.full(len(singles), place + 0.22), s=12, color=style["color"], alpha=0.6, linewidths=0)
+        low, high = (row["gain"] if np.isnan(row[key]) else row[key] for key in ("gain_low", "gain_high"))
+        reach = 100 * np.array([[row["gain"] - low], [high - row["gain"]]])
+        axes.errorbar(
+            100 * row["gain"], place - 0.08, xerr=reach, capsize=3, color=style["color"], marker=style["marker"]
+        )
+    names = [
+        f"{row['control'] or row['objective']}, T = {row['temperature']:g}, α = {row['alpha']:g}"
+        + "".join(f", {key} = {value}" for key, value in differing.get(name, {}).items())
+        + " (chosen)" * bool(row["chosen"])
+        for name, row in some.iterrows()
+    ]
+    axes.set_yticks(range(len(some)), names, fontsize=8, parse_math=False)  # somebody else's words
+    axes.set_xlabel("gain in test accuracy over the student alone, points")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
 
 
 def heat_maps(groups: pd.DataFrame) -> Figure | None:

@@ -6,14 +6,23 @@ from pathlib import Path
 from kdrun.recording import recording
 from kdrun.registry import register
 
+_MARGIN = 0.2  # points; of a pipeline that was begun before it was a key
+
 
 @register("stage", "compare")
 def compare(config: Mapping, run_dir: Path) -> dict:
     """Compare the runs in `runs`; writes comparison.csv, .json, .md, .tex, report.html and figures/."""
-    from kdrun.comparison import gathering  # pandas and scipy: a second that other stages need not wait for
-    from kdrun.reports import comparison
-
     with recording(run_dir, config) as record:
         places = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
-        record["results"] = comparison.report(gathering.frame(*places), run_dir)
+        record["results"] = compared(config, places, run_dir)
         return record["results"]
+
+
+def compared(config: Mapping, places, run_dir: Path, table: bool = True) -> dict:
+    """What the runs in `places` say, written below `run_dir`; its `table` is shown, too."""
+    from kdrun.comparison import gathering, looks  # pandas and scipy: a second that other stages need not wait for
+    from kdrun.reports import comparison
+
+    margin = config.get("compare", {}).get("margin", _MARGIN) / 100
+    earlier = looks.earlier(config["outputs"], run_dir)
+    return comparison.report(gathering.frame(*places), run_dir, margin, earlier, table)

@@ -10,6 +10,7 @@ from kdrun.recording import recording
 from kdrun.registry import register
 from kdrun.reports import tables
 from kdrun.stages import chain
+from kdrun.stages.compare import compared
 from kdrun.stages.distill import rehearse
 from kdrun.teachers import answers, cache, checkpoint
 from kdrun.training import metrics, precision
@@ -45,7 +46,7 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
             found[stage] = run(stage, identity)
         rows = [_row(stage, path, found["teacher"]) for stage, path in found.items()]
         tables.comparison(rows)
-        record["results"] = {"runs": rows, **_compared(found, run_dir)}
+        record["results"] = {"runs": rows, **compared(config, list(found.values()), run_dir, table=False)}
         return record["results"]
 
 
@@ -53,12 +54,6 @@ def _teacher(config: Mapping, dataset_sha256: str, run: Callable[[str, Mapping],
     if config["teacher"]["run"] != "auto":
         return Path(config["teacher"]["run"])
     return run("teacher", runs.identity(config, "teacher", dataset_sha256))
-
-
-def _compared(found: Mapping[str, Path], run_dir: Path) -> dict:
-    from kdrun.reports import comparison  # pandas and scipy: not before they are needed
-
-    return comparison.report(runs.frame(*found.values()), run_dir, table=False)
 
 
 def _row(stage: str, run_dir: Path, teacher_dir: Path) -> dict:

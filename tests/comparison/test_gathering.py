@@ -17,11 +17,15 @@ from tiny_images import write
 
 from kdrun import runs
 from kdrun.cli import main
-from kdrun.comparison import testing
+from kdrun.comparison import studies
 from kdrun.config import flatten
 from kdrun.manifest import sealed
 
 SEEDS = {"teacher": "teacher.seed", "student": "seed", "distill": "seed"}
+# Keys, or the beginnings of keys, that make another network, other data or another number of steps: another study. So
+# does the size of a batch where the number of epochs is the same; here the number of steps is.
+OF_A_STUDY = ["student.model", "data", "student.epochs", "distill.epochs", "student.augment"]
+OF_A_STUDY += ["student.train_on_validation"]
 # Keys, or the beginnings of keys, that make another distilled run whose student is like before.
 OF_DISTILLING = [
     "temperature",
@@ -100,6 +104,9 @@ def test_another_value_of_anything_but_the_seed_is_another_group(stage, trained,
     students = set(rows.index[rows["student"] != before["student"]])
     alike = {key for key in another if stage == "distill" and is_one(key, OF_DISTILLING)}
     assert students == another - {SEEDS[stage]} - alike
+    if stage != "teacher":
+        studies = set(rows.index[rows["study"] != before["study"]])
+        assert studies == {key for key in another if is_one(key, OF_A_STUDY)} and studies
     assert rows.loc[SEEDS[stage], "seed"] == before["seed"] + 1
     assert set(rows["seed"].drop(SEEDS[stage])) == {before["seed"]}
 
@@ -211,6 +218,7 @@ def test_every_number_is_the_records_own(trained, gathered):
         split: {
             which: {"accuracy": 0.1 * n + m / 100, "errors": 10 * n + m, "cross_entropy": 20 * n + m, "count": 64}
             | {"teacher_agreement": 0.3 * n + m / 100, "teacher_kl": 40 * n + m}
+            | {"epoch": 1}
             for m, which in enumerate(("best", "last"), start=1)
         }
         for n, split in enumerate(("validation", "test"), start=1)
@@ -230,6 +238,7 @@ def test_every_number_is_the_records_own(trained, gathered):
         "validation_accuracy": validation["accuracy"],
         "validation_cross_entropy": validation["cross_entropy"],
         "test_accuracy": test["accuracy"],
+        "errors_last": made_up["test"]["last"]["errors"],
         **{key: test[key] for key in ("errors", "count", "cross_entropy", "teacher_agreement", "teacher_kl")},
         "brier": np.mean(np.sum((p - np.eye(4)[labels]) ** 2, axis=1)),
         **{"steps": 11, "training_seconds": 12.5, "images_per_second": 13.5},
@@ -237,13 +246,14 @@ def test_every_number_is_the_records_own(trained, gathered):
         **{"temperature": 10.0, "alpha": 0.9, "config.temperature": 10.0},
         **{f"latency_{name}": value for name, value in results["latency"].items()},
     }
+    assert (rows.loc["run", "right"] == (z.argmax(axis=1) == labels)).all()
     found = rows.loc["run", list(expected)].to_dict()
     assert found == {
         key: pytest.approx(value) if isinstance(value, float) else value for key, value in expected.items()
     }
 
 
-def test_groups_are_means_over_their_seeds_and_tested_against_their_own_baseline(trained, gathered):
+def test_groups_are_means_over_their_seeds_and_learning_rates_are_settings_of_one_study(trained, gathered):
     """Two learning rates and two seeds of each, distilled and alone: nothing is averaged over rates."""
     frames = []
     for stage, better in (("student", 0.0), ("distill", 0.1)):
@@ -256,14 +266,17 @@ def test_groups_are_means_over_their_seeds_and_tested_against_their_own_baseline
                 accuracy = 0.5 + better + 10 * rate + (seed + 1) * better / 10
                 made["results"] = copy.deepcopy(record["results"])
                 made["results"]["test"]["best"]["accuracy"] = accuracy
+                made["results"]["validation"]["best"]["accuracy"] = accuracy - 0.3
                 records[f"{stage} {rate} {seed}"] = made
         frames.append(gathered(trained[stage], records))
-    verdict = testing.judge(pd.concat(frames).sample(frac=1, random_state=1))
-    assert len(verdict.groups) == 4 and set(verdict.groups["n"]) == {2}
-    distilled = verdict.groups[verdict.groups["kind"] == "distill"]
+    judgement = studies.judge(pd.concat(frames, ignore_index=True).sample(frac=1, random_state=1))
+    assert len(judgement.groups) == 4 and set(judgement.groups["n"]) == {2}
+    distilled = judgement.groups[judgement.groups["kind"] == "distill"]
     assert sorted(distilled["test_accuracy"]) == pytest.approx([0.625, 0.715])
-    assert sorted(distilled["accuracy_alone"]) == pytest.approx([0.51, 0.6])
-    assert list(distilled["gain"]) == pytest.approx([0.115, 0.115]) and set(distilled["pairs"]) == {2}
+    alone = judgement.groups[judgement.groups["kind"] == "student"].sort_values("test_accuracy")
+    (study,) = judgement.studies
+    assert study.baseline == alone.index[1] and study.chosen == distilled["test_accuracy"].idxmax()
+    assert study.candidates == 2 and set(distilled["pairs"]) == {2}
 
 
 def test_images_a_second_of_a_real_run_are_images(trained):

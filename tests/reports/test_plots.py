@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gathered
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from kdrun.comparison import testing
+from kdrun.comparison import studies
 from kdrun.data.datasets import Split
 from kdrun.reports import comparison, figures, plots
 
@@ -44,6 +45,33 @@ def made_up(run_dir: Path, wrong: dict[tuple[int, int], int], accuracies=(0.5, 0
     ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(run_dir)
+
+
+def test_gains_are_points_of_single_seeds_with_the_interval_beside(tmp_path):
+    rows = [gathered.run("student", "alone", seed, np.arange(60) >= 12) for seed in range(3)]
+    for group, kind, wrong, validation in (("a", "distill", (6, 8, 7), 0.9), ("b", "distill", (12, 14, 10), 0.8)):
+        for seed, number in enumerate(wrong):
+            given = {"validation_accuracy": validation, "temperature": 2.0 if group == "a" else 8.0}
+            rows.append(gathered.run(kind, group, seed, np.arange(60) >= number, **given))
+    rows += [gathered.run("control", "c", seed, np.arange(60) >= 9, validation_accuracy=0.7) for seed in range(3)]
+    found = studies.judge(pd.DataFrame(rows)).groups
+    (axes,) = plots.gains(found, 0.005, {"a"}, {"b": {"rate": "0.1"}}).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [
+        "shuffled teacher, T = 4, α = 0.9",
+        "kd, T = 8, α = 0.9, rate = 0.1",
+        "kd, T = 2, α = 0.9 (chosen)",
+    ]
+    for place, group in enumerate("cba"):
+        expected = found.loc[group]
+        line = axes.containers[place]
+        assert line.lines[0].get_xdata() == pytest.approx([100 * expected["gain"]])
+        (segment,) = line.lines[2][0].get_segments()
+        assert segment[:, 0] == pytest.approx([100 * expected["gain_low"], 100 * expected["gain_high"]])
+        assert to_hex(line.lines[0].get_color()) == COLOURS["control" if group == "c" else "distilled student"]
+    drawn = [scatter.get_offsets()[:, 0].tolist() for scatter in axes.collections if len(scatter.get_offsets()) == 3]
+    assert drawn == [pytest.approx([100 * gain for gain in found.loc[group, "gains"].values()]) for group in "cba"]
+    assert plots.gains(found.assign(gain=np.nan), 0.005, set(), {}) is None
 
 
 def test_heat_maps_show_validation_and_test_each_by_temperature_and_alpha():
@@ -222,20 +250,6 @@ def saved(monkeypatch) -> dict[str, Figure]:
     return found
 
 
-def row(run: str, kind: str, group: str, seed: int, accuracy: float, **more) -> dict:
-    """A run as it is gathered."""
-    distilled = kind in ("distill", "control")
-    return {
-        **dict.fromkeys(testing.MEASURED, 1.0),
-        **{"run": run, "problem": "", "status": "completed", "command": f"kdrun seed={seed}", "seed": seed},
-        **{"stage": "distill" if distilled else kind, "kind": kind, "group": group, "identity": {}, "teacher": []},
-        **{"student": "t" if kind == "teacher" else "s", "control": "shuffled teacher" if kind == "control" else ""},
-        **{"objective": "kd" if distilled else "", "model": "mlp", "epochs": 2, "held_out": True, "steps": 20},
-        **{"temperature": 4.0 if distilled else None, "alpha": 0.9 if distilled else None, "count": 60},
-        **{"validation_accuracy": accuracy, "test_accuracy": accuracy, "errors": 60 * (1 - accuracy), **more},
-    }
-
-
 def test_a_comparisons_figures_are_of_the_best_group_and_its_own_baseline(tmp_path, saved):
     made = {
         ("distill", "best"): (6, 0.95),
@@ -249,12 +263,15 @@ def test_a_comparisons_figures_are_of_the_best_group_and_its_own_baseline(tmp_pa
     for (kind, group), (wrong, accuracy) in made.items():
         for seed in (0, 1):
             run = made_up(tmp_path / f"{group}{seed}", {(0, 1): wrong}, (accuracy / 2, accuracy), sure=3.0)
-            rows.append(row(run, kind, group, seed, accuracy + seed / 1000))
+            measured = {"test_accuracy": accuracy + seed / 1000, "validation_accuracy": accuracy + seed / 1000}
+            rows.append(gathered.run(kind, group, seed, np.arange(60) >= wrong, run=run, **measured))
+            if group == "teacher":
+                rows[-1]["weights"] = "t"  # which has taught them
             if group == "another net":
-                rows[-1]["student"] = "another"
+                rows[-1] |= {"student": "another", "study": "another"}
             if group == "other":
                 rows[-1]["temperature"] = 8.0
-    found = comparison.report(pd.DataFrame(rows[::-1]), tmp_path)
+    found = comparison.report(pd.DataFrame(rows[::-1]), tmp_path, 0.002)
     assert found["groups"].keys() == {group for _, group in made}
     drawn = lines_of(saved["learning_curves"].axes[0])
     assert {label: line[2][-1] for label, line in drawn.items()} == pytest.approx(

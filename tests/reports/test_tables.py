@@ -104,17 +104,22 @@ def test_a_sweeps_table(said):
 
 
 def group(number: int, stage: str, control: str = "", **gained) -> dict:
-    """A group of runs as testing.grouped and testing.judge make it."""
+    """A setting as settings.grouped and studies.judge make it."""
     return {
         "stage": stage,
         "kind": "control" if control else stage,
         "control": control,
         "model": "mlp",
         "student": "s",
+        "study": "" if stage == "teacher" else "s",
+        "overlap": 0,
+        "made_by": "kdrun 1",
         "objective": {"distill": "kd"}.get(stage, ""),
         "temperature": 10.0 + number if stage == "distill" else None,
         "alpha": 0.1 * number if stage == "distill" else None,
         "n": number + 2,
+        "seeds": number + 2,
+        "teachers": 1 if stage == "distill" else 0,
         "test_accuracy": 0.9 + number / 100,
         "test_accuracy_std": 0.001 * number,
         "test_accuracy_low": 0.8 + number / 100,
@@ -125,6 +130,7 @@ def group(number: int, stage: str, control: str = "", **gained) -> dict:
         "cross_entropy": 0.3 + number,
         "brier": 0.4 + number,
         "calibration_error": 0.06 + number,
+        "calibration_error_std": 0.0006 * number,
         "teacher_agreement": 0.7 + number / 100 if stage == "distill" else np.nan,
         "teacher_kl": 0.08 + number if stage == "distill" else np.nan,
         "parameters": 1000 * number + 1,
@@ -135,12 +141,14 @@ def group(number: int, stage: str, control: str = "", **gained) -> dict:
         "latency_batch_128_median": 0.024 + number / 1000,
         "latency_batch_128_p95": 0.034 + number / 1000,
         "training_seconds": 70.0 + number,
+        **dict.fromkeys(("gain", "gain_low", "gain_high", "p", "p_adjusted", "gains"), np.nan),
         **gained,
     }
 
 
 def test_the_table_of_a_comparison():
-    gained = {"gain": 0.0123, "p": 0.041, "p_t": 0.011, "p_wilcoxon": 0.052, "p_mcnemar": 0.063}
+    gained = {"gain": 0.0123, "gain_low": -0.0034, "gain_high": 0.0456, "p": 0.021, "p_adjusted": 0.042}
+    gained["gains"] = {number: 0.01 * number for number in range(6)}
     found = pd.DataFrame.from_dict(
         {
             "best": group(4, "distill", **gained),
@@ -150,26 +158,26 @@ def test_the_table_of_a_comparison():
         },
         orient="index",
     )
-    shown = groups.table(found, "best")
+    shown = groups.table(found, {"best"}, {"s": "mlp on mnist"})
     assert list(shown["group"]) == ["teacher", "alone", "shuffled", "best"]
-    assert list(shown[""]) == ["teacher", "student alone", "shuffled teacher", "distilled student (best)"]
+    assert list(shown[""]) == ["teacher", "student alone", "shuffled teacher", "distilled student (chosen)"]
     row = shown.iloc[3].to_dict()
     assert row == {
-        "": "distilled student (best)",
+        "": "distilled student (chosen)",
         "T": "14",
         "alpha": "0.4",
-        "n": "6",
+        "seeds": "6",
+        "gain": "+1.23",
+        "95 % of gain": "-0.34 to +4.56",
+        "adjusted p": "0.042",
         "accuracy, %": "94.00",
         "± std": "0.40",
-        "95 %": "84.00–99.00",
-        "gain": "+1.23",
-        "p": "0.041",
-        "p Wilcoxon": "0.052",
-        "p McNemar": "0.063",
+        "95 % (t)": "84.00 to 99.00",
         "errors of 5,000": "24.5",
         "CE": "4.3000",
         "Brier": "4.4000",
-        "ECE": "4.0600",
+        "ECE, 15 bins": "4.0600",
+        "± std of ECE": "0.0024",
         "agreement, %": "74.00",
         "KL": "4.0800",
         "parameters": "4,001",
@@ -178,11 +186,12 @@ def test_the_table_of_a_comparison():
         "latency 1, ms": "8.00 (p95 18.00)",
         "latency 128, ms": "28.00 (p95 38.00)",
         "seconds": "74",
+        "single gains": "+0.00 +1.00 +2.00 +3.00 +4.00 …",
         "group": "best",
     }
     others = shown.set_index("group")
     assert list(others["accuracy, %"]) == ["91.00", "92.00", "93.00", "94.00"]
-    for column in ("gain", "p", "p Wilcoxon", "p McNemar"):
+    for column in ("gain", "95 % of gain", "adjusted p", "single gains"):
         assert list(others[column])[:3] == ["", "", ""]
     assert [line[2] for line in (row.split(" | ") for row in groups.markdown(shown).splitlines()[2:])] == list(
         shown["alpha"]

@@ -138,7 +138,7 @@ def test_evaluate_finds_both(stage, trained, said, tmp_path):
 def test_tables_hold_the_best_weights(outputs, trained, said):
     rows = runs.frame(outputs).set_index("stage")
     recorded = {row["stage"]: row for row in reference.record(trained["pipeline"])["results"]["runs"]}
-    groups = json.loads((trained["pipeline"] / "comparison.json").read_text()).values()
+    groups = json.loads((trained["pipeline"] / "comparison.json").read_text())["groups"].values()
     grouped = {group["stage"]: group for group in groups}
     for stage in STAGES:
         test, validation = (measured(said, stage, "best", split) for split in ("test", "validation"))

@@ -5,15 +5,19 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import reference
 from held import bits, compiled
 from processes import Kdrun
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
@@ -22,7 +26,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import backend_context
 
-from kdrun import runs
+from kdrun import files, runs
 from kdrun.cli import main
 from kdrun.manifest import sealed
 
@@ -139,7 +143,9 @@ def compared(swept, tmp_path_factory) -> Path:
 
 def test_a_comparison_writes_sentence_tables_figures_and_page(compared):
     results = runs.read(compared)["results"]
-    assert re.match(r"(Distilling|No evidence)", results["sentence"]) and "(3 seeds, p = " in results["sentence"]
+    assert re.match(r"(Distilling|No gain|Not decided)", results["sentence"])
+    assert "3 seeds, one teacher, 200 test images" in results["sentence"]
+    assert "chosen on validation from 2 settings" in results["sentence"]
     assert sorted(path.name for path in compared.glob("comparison.*")) == [
         f"comparison.{s}" for s in ("csv", "json", "md", "tex")
     ]
@@ -147,6 +153,7 @@ def test_a_comparison_writes_sentence_tables_figures_and_page(compared):
     assert sorted(table["stage"]) == ["distill", "distill", "student", "teacher"] and sorted(table["n"]) == [1, 3, 3, 3]
     assert (compared / "comparison.md").read_text().startswith(results["sentence"])
     figures = {
+        "gains",
         "heat_maps",
         "learning_curves",
         "accuracy_against",
@@ -161,6 +168,106 @@ def test_a_comparison_writes_sentence_tables_figures_and_page(compared):
     problems = {Path(row["run"]).name: row["problem"] for row in results["not_used"]}
     assert "predictions/test.npz is not what run.json says" in problems["broken"]
     assert problems["half"] == "interrupted, not completed"
+
+
+def compare(outputs: Path, *runs: str | Path, **given) -> dict:
+    """What a comparison says of its only study."""
+    places = f"runs=[{','.join(map(str, runs))}]"
+    before = set(outputs.glob("compare/*"))
+    assert (
+        main(["stage=compare", places, f"outputs={outputs}", *(f"{key}={value}" for key, value in given.items())]) == 0
+    )
+    (folder,) = set(outputs.glob("compare/*")) - before
+    (study,) = json.loads((folder / "comparison.json").read_text())["studies"]
+    assert runs_of(folder)["studies"] == [study]
+    return study
+
+
+def runs_of(folder: Path) -> dict:
+    return runs.read(folder)["results"]
+
+
+def predicted(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(run_dir / "predictions/test.npz") as saved:
+        return saved["labels"], saved["logits"]
+
+
+def test_the_numbers_are_those_of_the_predictions(swept, tmp_path):
+    """By the formula, written out, from the files of the runs."""
+    outputs = shutil.copytree(swept, tmp_path / "outputs")
+    study = compare(outputs, outputs / "sweeps")
+    rights = {"student": {}, "distill": {}}
+    for path in (*jobs(outputs / "sweeps/alone").values(), *jobs(outputs / "sweeps/distilled").values()):
+        if group_of(path) in (study["chosen"], study["baseline"]):
+            labels, logits = predicted(path)
+            record = runs.read(path)
+            rights[record["stage"]][record["seed"]] = logits.argmax(axis=1) == labels
+    d = [
+        [Fraction(int(a) - int(b)) for a, b in zip(rights["distill"][s], rights["student"][s], strict=True)]
+        for s in range(3)
+    ]
+    gain, low, high, p = reference.crossed(d, 0.975)
+    found = [study[key] for key in ("gain", "low", "high", "p_single", "p")]
+    assert found == pytest.approx([gain, low, high, p, min(1, 2 * p)], abs=2e-6)
+    written = json.loads((next(outputs.glob("compare/*")) / "comparison.json").read_text())["groups"][study["chosen"]]
+    assert [written[key] for key in ("gain", "gain_low", "gain_high", "p")] == pytest.approx(
+        reference.crossed(d), abs=2e-6
+    )
+
+
+def test_classes_by_other_numbers_and_runs_twice_say_the_same(swept, tmp_path):
+    outputs = shutil.copytree(swept, tmp_path / "outputs")
+    sentence = compare(outputs, outputs / "sweeps")["sentence"]
+    again = shutil.copytree(outputs / "sweeps", tmp_path / "copied")
+    assert compare(outputs, again, outputs / "sweeps", again)["sentence"] == sentence
+    for run_dir in [*jobs(outputs / "sweeps/alone").values(), *jobs(outputs / "sweeps/distilled").values()]:
+        path, order = run_dir / "predictions/test.npz", np.roll(np.arange(10), 3)
+        with np.load(path) as saved:
+            arrays = {
+                name: order[saved[name]] if name == "labels" else saved[name][:, np.argsort(order)] for name in saved
+            }
+        np.savez(path, **arrays)
+        record = runs.read(run_dir)
+        record["files"]["predictions/test.npz"] = files.sha256(path)
+        (run_dir / "run.json").write_text(json.dumps(sealed(record)))
+    assert compare(outputs, outputs / "sweeps")["sentence"] == sentence
+
+
+def test_the_commands_that_are_said_tell_more_and_looks_are_counted(swept, tmp_path, monkeypatch):
+    """Two settings of three seeds; the printed commands train five fresh seeds of the chosen one, and of it alone."""
+    monkeypatch.chdir(tmp_path)
+    outputs = shutil.copytree(swept, tmp_path / "outputs")
+    every = (outputs / "sweeps", outputs / "teacher")
+    first = compare(outputs, *every)
+    assert (first["candidates"], first["adjusted_for"], first["seeds"], first["fresh"]) == (2, 2, [0, 1, 2], False)
+    assert first["p"] == pytest.approx(min(1, 2 * first["p_single"]))
+    chosen = [path for path in jobs(outputs / "sweeps/distilled").values() if first["chosen"] == group_of(path)]
+    assert len(chosen) == 3
+    alone = outputs / "sweeps/alone"
+    single = compare(outputs, alone, *chosen)
+    assert (single["look"], single["level"], single["adjusted_for"]) == (1, 0.95, 1)
+    assert len(first["commands"]) == 2
+    for command in first["commands"]:
+        name, *words = shlex.split(command.replace(str(swept), str(outputs)))
+        assert name == "kdrun" and main(words) == 0
+    fresh = compare(outputs, *every)
+    assert fresh["fresh"] and (fresh["seeds"], fresh["chosen_on"]) == ([3, 4, 5, 6, 7], [0, 1, 2])
+    assert "tested with seeds 3 to 7" in fresh["sentence"] and fresh["look"] == 1 and fresh["commands"] == []
+    new = [
+        path
+        for path in (found.parent for found in (outputs / "sweeps").glob("2*/*/run.json"))
+        if group_of(path) == first["chosen"]
+    ]
+    again = compare(outputs, outputs / "sweeps/2*", alone, *chosen)
+    assert len(new) == 5 and again["chosen"] == first["chosen"]
+    assert (again["seeds"], again["look"], again["level"]) == (list(range(8)), 3, 0.98)  # 0 to 2, then 3 to 7
+    assert "(98 % " in again["sentence"] and ", look 3, p = " in again["sentence"]
+    wide = compare(outputs, outputs / "sweeps/2*", alone, *chosen, **{"compare.margin": 100})
+    assert wide["verdict"] == ("no gain that matters" if wide["low"] <= 0 <= wide["high"] else again["verdict"])
+
+
+def group_of(run_dir: Path) -> str:
+    return runs.frame(run_dir).loc[0, "group"]
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs Debian's texlive-latex-recommended")
@@ -227,7 +334,7 @@ def test_the_page_in_a_real_browser(compared):
         urls = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
         assert [url for url in urls if not url.startswith("data:")] == [(compared / "report.html").as_uri()]
         figures = browser.find_elements("css selector", "figure svg")
-        assert len(figures) == 6 and all(
+        assert len(figures) == 7 and all(
             figure.size["width"] > 100 and figure.size["height"] > 100 for figure in figures
         )
         table = browser.find_element("css selector", "table")

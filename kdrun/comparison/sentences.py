@@ -110,15 +110,12 @@ def _teachers(study: Study) -> str:
     """How many teachers there were: of one, the answer is about that teacher."""
     if study.teachers == 0:
         return ""
-    what = f"ensemble of {study.ensemble} teachers" if study.ensemble > 1 else "teacher"
+    one, many = "teacher", "teachers"
+    if study.ensemble > 1:
+        one, many = (f"ensemble{s} of {study.ensemble} teachers" for s in ("", "s"))
     if study.own_teachers:
-        return f"a{'n' * (study.ensemble > 1)} {what} of each seed's own, "
-    how_many = _PLAIN.get(study.teachers, study.teachers)
-    return (
-        f"{how_many} {what}, "
-        if study.teachers == 1
-        else f"{how_many} {what.replace(' of', 's of', 1)}{'s' * (study.ensemble == 1)}, "
-    )
+        return f"each with its own {one}, "
+    return f"{_PLAIN.get(study.teachers, study.teachers)} {one if study.teachers == 1 else many}, "
 
 
 def _how_chosen(study: Study, chosen: pd.Series) -> str:

@@ -316,7 +316,7 @@ def test_which_weights_are_spoken_of_and_what_the_others_gain():
 def test_teachers_that_follow_the_seed_and_ones_that_saw_the_images():
     alone = setting("student", "alone", ALONE)
     own = [run("distill", "d4", seed, counts(N, n, 1), taught_by=(f"t{seed}",)) for seed, n in enumerate(DISTILLED)]
-    assert "5 seeds, a teacher of each seed's own, 400 test images" in said(*alone, *own).sentence
+    assert "5 seeds, each with its own teacher, 400 test images" in said(*alone, *own).sentence
     peers = [{**row, "taught_by": ()} for row in own]
     assert "5 seeds, 400 test images" in said(*alone, *peers).sentence
     overlap = [{**row, "overlap": 1200} for row in own]

@@ -55,8 +55,8 @@ def grouped(runs: pd.DataFrame) -> pd.DataFrame:
             "teachers": len(set(group["taught_by"]) - {()}),
             **by_seed.mean().to_dict(),
             "test_accuracy_std": by_seed["test_accuracy"].std(ddof=1),
-            "test_accuracy_low": low,
-            "test_accuracy_high": high,
+            "test_accuracy_low": max(0.0, low),
+            "test_accuracy_high": min(1.0, high),
             "calibration_error_std": by_seed["calibration_error"].std(ddof=1),
             "runs": list(group["run"]),
         }

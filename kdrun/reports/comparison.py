@@ -136,7 +136,8 @@ def _figures(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> di
     kinds = {"teacher": groups.index[groups["stage"] == "teacher"], "student": alone}
     kinds["distill"] = [study.chosen] if study and study.chosen else []
     shown = {kind: [run for name in names for run in groups.loc[name, "runs"]] for kind, names in kinds.items()}
-    identities = sentences.identities(runs[runs["group"].isin(groups.index[groups["gain"].notna()])])
+    candidates = groups.index[groups["gain"].notna() & (groups["kind"] == "distill")]
+    identities = sentences.identities(runs[runs["group"].isin(candidates)])
     figures = {
         "gains": plots.gains(
             groups,

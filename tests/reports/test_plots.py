@@ -71,6 +71,12 @@ def test_gains_are_points_of_single_seeds_with_the_interval_beside(tmp_path):
         assert to_hex(line.lines[0].get_color()) == COLOURS["control" if group == "c" else "distilled student"]
     drawn = [scatter.get_offsets()[:, 0].tolist() for scatter in axes.collections if len(scatter.get_offsets()) == 3]
     assert drawn == [pytest.approx([100 * gain for gain in found.loc[group, "gains"].values()]) for group in "cba"]
+    assert not axes.texts
+    far = found.copy()
+    far.loc["c", ["gain", "gain_low", "gain_high"]] -= 0.7
+    (axes,) = plots.gains(far, 0.005, {"a"}, {}).axes
+    assert [text.get_text() for text in axes.texts] == [f"← {100 * far.loc['c', 'gain']:+.2f}"]
+    assert axes.get_xlim()[0] > 100 * far.loc["c", "gain_high"]
     assert plots.gains(found.assign(gain=np.nan), 0.005, set(), {}) is None
 
 

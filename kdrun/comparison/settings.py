@@ -1,5 +1,6 @@
 """Runs that differ in their seed, or their teacher's, alone are a setting: a row with means over seeds."""
 
+import numpy as np
 import pandas as pd
 
 from kdrun.comparison import intervals
@@ -55,8 +56,8 @@ def grouped(runs: pd.DataFrame) -> pd.DataFrame:
             "teachers": len(set(group["taught_by"]) - {()}),
             **by_seed.mean().to_dict(),
             "test_accuracy_std": by_seed["test_accuracy"].std(ddof=1),
-            "test_accuracy_low": max(0.0, low),
-            "test_accuracy_high": min(1.0, high),
+            "test_accuracy_low": float(np.clip(low, 0.0, 1.0)),  # NaN stays
+            "test_accuracy_high": float(np.clip(high, 0.0, 1.0)),
             "calibration_error_std": by_seed["calibration_error"].std(ddof=1),
             "runs": list(group["run"]),
         }

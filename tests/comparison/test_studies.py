@@ -543,7 +543,9 @@ def test_the_table_has_each_settings_gain_with_its_interval():
     assert (row["seeds"], row[""]) == ("5", "distilled student (chosen)") and cells(rows, "d9")[
         ""
     ] == "distilled student"
-    assert cells(rows, "alone")["gain"] == ""
+    assert cells(rows, "alone")["gain"] == "" and cells(rows, "teacher")["95 % (t)"] == ""
+    wide = setting("student", "alone", [10, 390])
+    assert cells(wide, "alone")["95 % (t)"] == "0.00 to 100.00"
 
 
 # Calibration

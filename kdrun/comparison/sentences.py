@@ -195,7 +195,8 @@ def _how_many(study: Study) -> str:
 
 
 def _further(study: Study, runs: pd.DataFrame) -> tuple[list[str], list[str]]:
-    notes = [_over_control(control) for control in study.controls] + _of_this(study) + _tried(study)
+    notes = [_over_control(control, len(study.controls)) for control in study.controls]
+    notes += _of_this(study) + _tried(study)
     found = intervals.found_in_four_of_five(study.gain) if study.gain else math.nan
     if len(study.seeds) > 2 and math.isfinite(found):
         notes.append(f"A study like this one finds a gain of {100 * found:.2f} points four times in five.")
@@ -212,11 +213,13 @@ def _further(study: Study, runs: pd.DataFrame) -> tuple[list[str], list[str]]:
     return notes, commands
 
 
-def _over_control(control: Control) -> str:
+def _over_control(control: Control, controls: int) -> str:
     gain = control.gain
+    adjusted = f", adjusted for {controls} controls" if controls > 1 else ""
+    basis = f"p = {p_value(control.p)}{adjusted}; {_count(control.seeds, 'seed')}"
     return (
         f"Over the control '{control.name}': {points(gain.gain)} points test accuracy ({100 * gain.level:g} % "
-        f"{points(gain.low)} to {points(gain.high)}, p = {p_value(control.p)}; {_count(control.seeds, 'seed')})."
+        f"{points(gain.low)} to {points(gain.high)}, {basis})."
     )
 
 

@@ -552,6 +552,9 @@ def test_the_table_has_each_settings_gain_with_its_interval():
         ""
     ] == "distilled student"
     assert cells(rows, "alone")["gain"] == "" and cells(rows, "teacher")["95 % (t)"] == ""
+    for row, error in zip(rows[1:6], (0.01, 0.02, 0.04, 0.03, 0.05), strict=True):
+        row["calibration_error"] = error
+    assert cells(rows, "alone")["± std of ECE"] == f"{np.std([0.01, 0.02, 0.04, 0.03, 0.05], ddof=1):.4f}"
     wide = setting("student", "alone", [10, 390])
     assert cells(wide, "alone")["95 % (t)"] == "0.00 to 100.00"
 

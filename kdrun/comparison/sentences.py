@@ -228,7 +228,7 @@ def _of_this(study: Study) -> list[str]:
     if study.verdict != "helped" or not study.controls:
         return []
     best = study.controls[0]
-    if best.gain.low > 0:
+    if best.gain.gain > 0 and best.p < 1 - best.gain.level:
         return [f"It is ahead of the best control, '{best.name}', too: what is left is the teacher's knowledge."]
     left = "without the teacher's knowledge as much may be had"
     return [f"It is not ahead of the best control, '{best.name}', for certain: {left}."]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -190,13 +190,13 @@ def _write_page(
     said: Sequence[sentences.Said],
     shown: pd.DataFrame,
     problems: pd.DataFrame,
-    figures: Mapping[str, Figure],
+    figures: Collection[str],
     path: Path,
 ) -> None:
     usable = runs[runs["problem"] == ""]
     page.write(
         path,
-        {name: (figure, _CAPTIONS[name]) for name, figure in figures.items()},
+        {name: (path.parent / "figures" / f"{name}.svg", _CAPTIONS[name]) for name in figures},
         {
             "groups": rows.html(shown),
             "differences": rows.html(_differences(usable)),

@@ -1,22 +1,20 @@
 """report.html: one file with the sentence, the tables, the figures and the commands; nothing is fetched to read it."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 
-def write(path: Path, figures: Mapping[str, tuple[Figure, str]], tables: Mapping[str, str], **texts) -> None:
-    """Write the page. `figures` are (figure, caption) by name, `tables` HTML made by pandas."""
+def write(path: Path, figures: Mapping[str, tuple[Path, str]], tables: Mapping[str, str], **texts) -> None:
+    """Write the page. `figures` are (file of SVG, caption) by name, `tables` HTML made by pandas."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
     drawn = [
-        {"name": name, "svg": Markup(_inline(name, figure)), "caption": caption}
-        for name, (figure, caption) in figures.items()
+        {"name": name, "svg": Markup(_inline(name, file)), "caption": caption}
+        for name, (file, caption) in figures.items()
     ]
     tables = {name: Markup(table) for name, table in tables.items()}
     path.write_text(template.render(figures=drawn, **tables, **texts), "utf-8", "replace")
@@ -27,9 +25,8 @@ def commands(given: Sequence[str]) -> str:
     return "\n".join(dict.fromkeys(command for command in given if command))
 
 
-def _inline(name: str, figure: Figure) -> str:
+def _inline(name: str, file: Path) -> str:
     """A figure as an svg element; its ids, which are the page's now, are made the figure's own."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    text = file.read_text()
+    svg = text[text.index("<svg") :]
     return re.sub(r'((?:id="|href="#|url\(#))', rf"\g<1>{name}-", svg)

@@ -20,6 +20,7 @@ FREE = (
     "checkpoint.every_minutes",
     "tensorboard.histograms",
     "measure_latency",
+    "compare.margin",
     "cache_dir",
     "reuse",
 )

@@ -22,6 +22,7 @@ KEYS = [
     "batch_size",
     "cache_dir",
     "checkpoint.every_minutes",
+    "compare.margin",
     "data.augment.flip",
     "data.augment.jitter",
     "data.exclude_classes",

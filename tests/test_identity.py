@@ -18,6 +18,7 @@ FREE = {
     "reuse": "what is trained anew",
     "checkpoint": "when states are saved",
     "measure_latency": "after training",
+    "compare": "how runs are held against each other",
     "tensorboard": "what is shown",
     "threads": "recorded, and kept by whoever goes on with a run",
     "data.path": "the contents' sha256 counts",

@@ -47,6 +47,7 @@ FREE = {
     "teacher.shuffle": "of the loss",
     "evaluation_batch_size": "of the student",
     "measure_latency": "of the student",
+    "compare": "of how runs are held against each other",
     "tensorboard": "of what is shown",
     "outputs": "where things are",
     "cache_dir": "where things are",

@@ -388,7 +388,7 @@ def test_a_teacher_that_saw_validation_images_is_told_of_wherever_its_student_is
     assert {runs.read(path.parent)["overlap"] for path in tmp_path.glob("distill/*/run.json")} == {32}
     assert main(["stage=compare", f"runs={tmp_path}", outputs]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "32 of whose images its teacher has trained on" in said.partition("┏")[0]
+    assert "its teacher has trained on 32 of the validation or test images" in said.partition("┏")[0]
     page = (only(tmp_path, "compare") / "report.html").read_text()
     assert "teacher saw 32 validation images" in page
 

@@ -11,8 +11,11 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
+def value(text: str) -> str:
+    """A value as Hydra reads it, quoted where that is needed."""
+    return text if re.fullmatch(r"[\w./+-]+", text, re.ASCII) else quoted(text)
+
+
 def resume(run_dir: Path) -> str:
     """The command that goes on with a run, quoted for Hydra and for the shell where that is needed."""
-    text = str(run_dir)
-    value = text if re.fullmatch(r"[\w./+-]+", text, re.ASCII) else quoted(text)
-    return f"kdrun {shlex.quote(f'resume={value}')}"
+    return f"kdrun {shlex.quote(f'resume={value(str(run_dir))}')}"

@@ -1,18 +1,16 @@
 """The commands that would tell more: made from those that made a study's runs, ready to be pasted."""
 
 import itertools
-import re
 import shlex
 from collections.abc import Sequence
 
 import pandas as pd
 
-from kdrun.commands import quoted
+from kdrun.commands import value
 from kdrun.comparison.studies import Study
 
 _NEW_SEEDS = 5  # that are asked for where nothing says how many
 _MANY_SEEDS = 50  # more are not asked for
-_PLAIN = re.compile(r"[\w./+-]+", re.ASCII)
 # words of a run's command that another one has in its own way
 _OWN = ("seed=", "stage=", "sweep=", "resume=", "hydra.", "teacher.run=", "generations=", "clusters=", "specialist.")
 _OF_DISTILLING = ("objective", "control=", "temperature", "alpha", "annealing", "distill.", "student.classifier=")
@@ -92,7 +90,7 @@ def _distilled(study: Study, runs: pd.DataFrame, seeds: Sequence[int]) -> list[s
         stage = "pipeline"  # which trains each seed's teacher, too
     else:
         teachers = list(dict.fromkeys(tuple(each) for each in runs["teacher"]))
-        if not all(_PLAIN.fullmatch(path) or path.isprintable() for each in teachers for path in each):
+        if not all(path.isprintable() for each in teachers for path in each):
             return []
         words.append(f"teacher.run={','.join(_list(each) for each in teachers)}")
     return [shlex.join(["kdrun", "-m", f"stage={stage}", *words, _swept(seeds)])]
@@ -100,12 +98,13 @@ def _distilled(study: Study, runs: pd.DataFrame, seeds: Sequence[int]) -> list[s
 
 def _list(paths: Sequence[str]) -> str:
     """Run directories as Hydra reads them: one, or an ensemble's."""
-    written = [path if _PLAIN.fullmatch(path) else quoted(path) for path in paths]
+    written = [value(path) for path in paths]
     return written[0] if len(written) == 1 else f"[{','.join(written)}]"
 
 
-def _exact(value: float) -> str:
-    return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
+def _exact(number: float) -> str:
+    """All its digits: a search's temperatures have many."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def _swept(seeds: Sequence[int]) -> str:

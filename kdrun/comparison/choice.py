@@ -38,14 +38,18 @@ def choose(
     left_out = [one for one in candidates if one not in ours]
     shared = set.intersection(*(set(seeds[name]) for name in (*ours, *theirs)))
     if len(shared) >= least:
-        return Choice(best(ours, shared, runs), best(theirs, shared, runs), shared, ours, theirs, left_out)
-    chosen = best(ours, None, runs)
+        return Choice(
+            *(best_on_validation(names, shared, runs) for names in (ours, theirs)), shared, ours, theirs, left_out
+        )
+    chosen = best_on_validation(ours, None, runs)
     theirs = [other for other in theirs if overlap[chosen][other] >= least]
     used = set().union(*(seeds[name] for name in (*ours, *theirs)))
-    return Choice(chosen, best(theirs, seeds[chosen], runs), used, ours, theirs, left_out, by_own_seeds=True)
+    return Choice(
+        chosen, best_on_validation(theirs, seeds[chosen], runs), used, ours, theirs, left_out, by_own_seeds=True
+    )
 
 
-def best(names: list[str], seeds: Collection[int] | None, runs: pd.DataFrame) -> str:
+def best_on_validation(names: list[str], seeds: Collection[int] | None, runs: pd.DataFrame) -> str:
     """The setting with the highest mean validation accuracy over seeds, None for all its own; the lower cross-entropy
     decides between equals."""
     some = runs[runs["group"].isin(names)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from kdrun import forms, runs
 from kdrun.errors import InputError
 
+_STAGES = ("compare", "pipeline")  # that compare
 _STUDY = {"study": str, "chosen": str, "seeds": [forms.whole]}
 
 
@@ -14,8 +15,8 @@ def earlier(outputs: str | Path, but: Path) -> list[dict]:
     What is damaged, or was made before comparisons had studies, is passed over.
     """
     found = []
-    for path in sorted(Path(outputs).glob("*/*/run.json")):
-        if path.parent.parent.name not in ("compare", "pipeline") or path.parent.resolve() == but.resolve():
+    for path in sorted(path for stage in _STAGES for path in Path(outputs, stage).glob("*/run.json")):
+        if path.parent.resolve() == but.resolve():
             continue
         try:
             record = runs.read(path.parent)

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from kdrun.comparison import choice as choosing
 from kdrun.comparison import intervals, settings
-from kdrun.comparison.choice import Choice
+from kdrun.comparison.choice import Choice, best_on_validation, choose
 from kdrun.comparison.intervals import Gain
 
 _SAME_SIZE = 0.01  # of the student's parameters, which a candidate may have more or fewer
@@ -161,9 +160,9 @@ def _judged(
     if candidates.empty:
         return Study(name, "not comparable", None, "no distilled student is the same student", left_out=left_out)
     seeds = {group: set(answers[group]) for group in (*candidates.index, *alone.index)}
-    choice = choosing.choose(list(candidates.index), list(alone.index), seeds, runs)
+    choice = choose(list(candidates.index), list(alone.index), seeds, runs)
     if choice is None:
-        best = choosing.best(list(candidates.index), None, runs)
+        best = best_on_validation(list(candidates.index), None, runs)
         why = "the same student trained alone is missing" if alone.empty else "no seed is common to both"
         return Study(name, "not comparable", best, why, left_out=left_out)
     left_out += tuple((group, "has too few seeds in common with the others") for group in choice.left_out)

@@ -24,6 +24,7 @@ FREE = (
     "cache_dir",
     "reuse",
 )
+_GROUPS = {key.partition(".")[0] for key in FREE if "." in key}  # a run that began before one came has it as it is now
 
 
 class Completed(Exception):
@@ -76,7 +77,9 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[dict, bool
             raise InputError(f"resume: {run_dir} is completed, but {', '.join(changed)} was changed. Start a new run.")
         if not grows:
             raise Completed(f"{run_dir} is completed; there is nothing left to do.")
-    values = dict(rules.flatten(record["config"]))
+    came_since = {name: given[name] for name in _GROUPS & given.keys() - record["config"].keys()}
+    began_with = {**record["config"], **came_since}
+    values = dict(rules.flatten(began_with))
     asked = dict(rules.flatten(runs.seen(given, record["stage"])))  # the record has it like that, too
     if not isinstance(values.get("outputs"), str) or not values.keys() >= {
         "epochs",
@@ -103,7 +106,7 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[dict, bool
     changed |= _more_epochs(record, values, {key: asked[key] for key in keys if key == "epochs" or key in ROLES})
     if "threads" in values and "threads" in record:
         changed["threads"] = record["threads"]  # whatever this machine has: it is part of what makes bits
-    config = _with(record["config"], changed)
+    config = _with(began_with, changed)
     if not Path(run_dir).resolve().is_relative_to(Path(config["outputs"]).resolve()):
         raise InputError(
             f"resume: {run_dir} is not below its outputs folder {config['outputs']}, seen from here. Go to the folder "

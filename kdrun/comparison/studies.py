@@ -149,49 +149,24 @@ def _judged(
     margin: float,
     earlier: Sequence[Mapping],
 ) -> Study:
-    alone = groups[groups["kind"] == "student"]
-    distilled = groups[groups["kind"] == "distill"]
-    size = (alone if len(alone) else distilled)["parameters"].min()
-    candidates = distilled[(distilled["parameters"] - size).abs() <= _SAME_SIZE * size]
-    left_out = tuple(
-        (group, f"is not the same student: {row['parameters']:,.0f} parameters against {size:,.0f}")
-        for group, row in distilled.drop(candidates.index).iterrows()
-    )
-    if candidates.empty:
+    alone, candidates, left_out = _same_students(groups)
+    if not candidates:
         return Study(name, "not comparable", None, "no distilled student is the same student", left_out=left_out)
-    seeds = {group: set(answers[group]) for group in (*candidates.index, *alone.index)}
-    choice = choose(list(candidates.index), list(alone.index), seeds, runs)
+    seeds = {group: set(answers[group]) for group in (*candidates, *alone.index)}
+    choice = choose(candidates, list(alone.index), seeds, runs)
     if choice is None:
-        best = best_on_validation(list(candidates.index), None, runs)
         why = "the same student trained alone is missing" if alone.empty else "no seed is common to both"
-        return Study(name, "not comparable", best, why, left_out=left_out)
+        return Study(name, "not comparable", best_on_validation(candidates, None, runs), why, left_out=left_out)
     left_out += tuple((group, "has too few seeds in common with the others") for group in choice.left_out)
-    pairs = sorted(seeds[choice.chosen] & seeds[choice.baseline])
-    untouched = [seed for seed in pairs if seed not in choice.seeds]
-    several = len(choice.candidates) > 1
-    fresh = several and len(untouched) >= _FRESH
-    tested = tuple(untouched if fresh else pairs)
-    adjusted_for = len(choice.candidates) if several and not fresh else 1
-    look = 1 + len(
-        {
-            tuple(before["seeds"])
-            for before in earlier
-            if (before["study"], before["chosen"]) == (name, choice.chosen)
-            and len(set(before["seeds"])) >= _VERDICT
-            and set(before["seeds"]) < set(tested)
-        }
-    )
-    level = 1 - _error(look) / adjusted_for
-    matrix, unit = difference(answers[choice.chosen], answers[choice.baseline], tested)
-    gain = intervals.crossed(matrix, unit, level)
-    taught = runs.loc[(runs["group"] == choice.chosen) & runs["seed"].isin(tested), "taught_by"]
-    teachers = len(set(taught) - {()})
-    alike, alike_gain, alike_seeds = _alike(alone, groups.loc[choice.chosen, "student"], choice, answers, tested, level)
-    tried_on = sorted(set().union(*(seeds[group] for group in choice.left_out)) & set(tested))
-    untried = [seed for seed in tested if seed not in tried_on]
+    test = _test(name, choice, seeds, earlier)
+    matrix, unit = difference(answers[choice.chosen], answers[choice.baseline], test.seeds)
+    gain = intervals.crossed(matrix, unit, test.level)
+    alike, alike_gain, alike_seeds = _alike(alone, groups.loc[choice.chosen, "student"], choice, answers, test)
+    tried_on = sorted(set().union(*(seeds[group] for group in choice.left_out)) & set(test.seeds))
+    untried = [seed for seed in test.seeds if seed not in tried_on]
     return Study(
         name,
-        _verdict(gain, len(tested), margin, len(choice.baselines), alike_gain),
+        _verdict(gain, len(test.seeds), margin, len(choice.baselines), alike_gain),
         choice.chosen,
         baseline=choice.baseline,
         alike=alike,
@@ -201,26 +176,65 @@ def _judged(
         candidates=len(choice.candidates),
         baselines=len(choice.baselines),
         by_own_seeds=choice.by_own_seeds,
-        adjusted_for=adjusted_for,
-        seeds=tested,
-        chosen_on=tuple(sorted(choice.seeds)) if several else (),
+        **test._asdict(),
+        chosen_on=tuple(sorted(choice.seeds)) if len(choice.candidates) > 1 else (),
         missing=tuple(sorted(seeds[choice.chosen] - seeds[choice.baseline])),
         tried_on=tuple(tried_on),
         untried=_gain(answers, choice.chosen, choice.baseline, untried) if tried_on and len(untried) > 1 else None,
-        fresh=fresh,
-        look=look,
-        teachers=teachers,
-        ensemble=max(map(len, taught)),
-        own_teachers=teachers == len(taught) == len(tested) > 1,
+        **_teachers(runs[(runs["group"] == choice.chosen) & runs["seed"].isin(test.seeds)]),
         images=matrix.shape[1],
         gain=gain,
-        p=min(1.0, gain.p * adjusted_for),
-        gain_last=_gain_last(runs, choice, tested),
-        seeds_to_tell=_seeds_to_tell(matrix, unit, 1 - _error(look + (len(tested) >= _VERDICT)) / adjusted_for),
+        p=min(1.0, gain.p * test.adjusted_for),
+        gain_last=_gain_last(runs, choice, test.seeds),
+        seeds_to_tell=_seeds_to_tell(matrix, unit, test),
         margin=margin,
-        controls=_controls(groups[groups["kind"] == "control"], answers, choice.chosen, tested),
+        controls=_controls(groups[groups["kind"] == "control"], answers, choice.chosen, test.seeds),
         left_out=left_out,
     )
+
+
+def _same_students(groups: pd.DataFrame) -> tuple[pd.DataFrame, list[str], tuple[tuple[str, str], ...]]:
+    """The students alone, the distilled ones of the same size, and why the others are not."""
+    alone, distilled = (groups[groups["kind"] == kind] for kind in ("student", "distill"))
+    size = (alone if len(alone) else distilled)["parameters"].min()
+    is_same = (distilled["parameters"] - size).abs() <= _SAME_SIZE * size
+    left_out = tuple(
+        (group, f"is not the same student: {row['parameters']:,.0f} parameters against {size:,.0f}")
+        for group, row in distilled[~is_same].iterrows()
+    )
+    return alone, list(distilled.index[is_same]), left_out
+
+
+class _Test(NamedTuple):
+    """Which seeds are tested, whether none of them chose, and what the level is adjusted for."""
+
+    seeds: tuple[int, ...]
+    fresh: bool
+    adjusted_for: int
+    look: int
+
+    @property
+    def level(self) -> float:
+        return 1 - _error(self.look) / self.adjusted_for
+
+
+def _test(study: str, choice: Choice, seeds: Mapping[str, set[int]], earlier: Sequence[Mapping]) -> _Test:
+    pairs = sorted(seeds[choice.chosen] & seeds[choice.baseline])
+    untouched = [seed for seed in pairs if seed not in choice.seeds]
+    several = len(choice.candidates) > 1
+    fresh = several and len(untouched) >= _FRESH
+    tested = tuple(untouched if fresh else pairs)
+    before = {tuple(each["seeds"]) for each in earlier if (each["study"], each["chosen"]) == (study, choice.chosen)}
+    looks = [each for each in before if len(set(each)) >= _VERDICT and set(each) < set(tested)]
+    return _Test(tested, fresh, len(choice.candidates) if several and not fresh else 1, 1 + len(looks))
+
+
+def _teachers(runs: pd.DataFrame) -> dict:
+    """How many teachers, or ensembles of them, taught these runs, and whether each seed has its own."""
+    taught = list(runs["taught_by"])
+    teachers = len(set(taught) - {()})
+    own = teachers == len(taught) == runs["seed"].nunique() > 1
+    return {"teachers": teachers, "ensemble": max(map(len, taught)), "own_teachers": own}
 
 
 def _error(look: int) -> float:
@@ -248,17 +262,15 @@ def _alike(
     student: str,
     choice: Choice,
     answers: Mapping[str, Answers],
-    tested: Sequence[int],
-    level: float,
+    test: _Test,
 ) -> tuple[str, Gain | None, int]:
     """The student alone that is trained as the chosen one is, if it is not the baseline; the gain over it, of how many
     seeds."""
     for name in alone.index[alone["student"] == student]:
-        seeds = [seed for seed in tested if seed in answers[name]]
-        if name == choice.baseline:
-            return "", _gain(answers, choice.chosen, name, tested, level), len(tested)
+        seeds = [seed for seed in test.seeds if seed in answers[name]]
         if seeds:
-            return name, _gain(answers, choice.chosen, name, seeds, level), len(seeds)
+            gain = _gain(answers, choice.chosen, name, seeds, test.level)
+            return ("" if name == choice.baseline else name), gain, len(seeds)
     return "", None, 0
 
 
@@ -266,7 +278,9 @@ def _gain(answers: Mapping[str, Answers], ours: str, theirs: str, seeds: Sequenc
     return intervals.crossed(*difference(answers[ours], answers[theirs], seeds), level)
 
 
-def _seeds_to_tell(matrix: np.ndarray, unit: int, level: float) -> int | None:
+def _seeds_to_tell(matrix: np.ndarray, unit: int, test: _Test) -> int | None:
+    """At the level of the next look, which those seeds would be."""
+    level = test._replace(look=test.look + (len(test.seeds) >= _VERDICT)).level
     return intervals.seeds_to_tell(matrix, unit, level) if min(matrix.shape) > 1 else None
 
 

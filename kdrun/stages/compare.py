@@ -6,8 +6,6 @@ from pathlib import Path
 from kdrun.recording import recording
 from kdrun.registry import register
 
-_MARGIN = 0.2  # points; of a pipeline that was begun before it was a key
-
 
 @register("stage", "compare")
 def compare(config: Mapping, run_dir: Path) -> dict:
@@ -23,6 +21,6 @@ def compared(config: Mapping, places, run_dir: Path, table: bool = True) -> dict
     from kdrun.comparison import gathering, looks  # pandas and scipy: a second that other stages need not wait for
     from kdrun.reports import comparison
 
-    margin = config.get("compare", {}).get("margin", _MARGIN) / 100
+    margin = config["compare"]["margin"] / 100
     earlier = looks.earlier(config["outputs"], run_dir)
     return comparison.report(gathering.frame(*places), run_dir, margin, earlier, table)

@@ -530,3 +530,16 @@ def test_clearing_the_cache_follows_nothing_and_removes_nothing_that_is_not_its_
     assert set(re.findall(r"(\S+) stays: ", said.out)) == {str(path) for kind, path in names.items() if kind != "good"}
     gone = {names["good"], names["good"] / "manifest.json"}
     assert held() == {path: content for path, content in before.items() if path not in gone}
+
+
+def test_a_pipeline_of_before_a_key_came_goes_on(trained, tmp_path):
+    """Its saved config lacks what no result depends on: that is as it is now."""
+    outputs = tmp_path / "outputs"
+    shutil.copytree(trained["pipeline"].parents[1], outputs)
+    run_dir = next(outputs.glob("pipeline/*"))
+    record = record_of(run_dir) | {"status": "interrupted"}
+    del record["config"]["compare"], record["results"], record["finished"]
+    written(run_dir, record)
+    assert main([f"resume={run_dir}", f"outputs={outputs}", "compare.margin=0.5"]) == 0
+    assert record_of(run_dir)["status"] == "completed"
+    assert record_of(run_dir)["results"]["studies"][0]["margin"] == 0.005

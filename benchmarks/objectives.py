@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from kdrun.cli import main as kdrun
+from kdrun.cli.main import main as kdrun
 from kdrun.errors import KdrunError
 
 ROOT = Path(__file__).resolve().parents[1]

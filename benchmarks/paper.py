@@ -19,9 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from kdrun import predictions, runs
 from kdrun.comparison import intervals
-from kdrun.training import metrics
+from kdrun.evaluation import metrics
+from kdrun.runs import predictions
+from kdrun.runs import record as runs
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _SEEDS = 3  # that a verdict needs

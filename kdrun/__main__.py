@@ -2,6 +2,6 @@
 
 import sys
 
-from kdrun.cli import main
+from kdrun.cli.main import main
 
 sys.exit(main())

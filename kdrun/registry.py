@@ -16,7 +16,7 @@ _PACKAGES = {
     "smallest_image_size": "kdrun.models",
     "features": "kdrun.models",
     "maps": "kdrun.models",
-    "optimizer": "kdrun.training",
+    "optimizer": "kdrun.optimizers",
     "objective": "kdrun.objectives",
     "stage": "kdrun.stages",
 }

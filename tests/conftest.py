@@ -9,7 +9,7 @@ import absl.logging
 import numpy as np
 import pytest
 
-from kdrun.cli import main
+from kdrun.cli.main import main
 
 # When Hydra sets up logging, older handlers are closed, and absl's (TensorFlow's) closes its stream unless that is the
 # process's own: pytest's capture would be gone.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pytest", "tf_keras", "kdrun.cli", "kdrun.stages.supervised"])
+_context.set_forkserver_preload(["pytest", "tf_keras", "kdrun.cli.main", "kdrun.stages.train"])
 
 
 class Kdrun:
@@ -51,6 +51,6 @@ def _main(arguments: list[str], said_in: str, file_size: int | None) -> None:
     os.dup2(descriptor, 2)
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    from kdrun.cli import main
+    from kdrun.cli.main import main
 
     sys.exit(main(arguments))

@@ -25,7 +25,7 @@ def split(name: str, validation: int, train: int = 0, test: int = 0) -> tuple[np
 
 def network(run_dir: Path, which: str):
     """A tf_keras network of the run's kind with its best or last weights, from the file."""
-    from kdrun import models
+    from kdrun.models import build as models
 
     found = record(run_dir)
     # of another seed: all that it says is from the file

@@ -19,7 +19,7 @@ from test_untrusted import FEW, damaged
 
 from kdrun.data import datasets
 from kdrun.errors import InputError
-from kdrun.teachers import file
+from kdrun.teachers import logits_file as file
 
 STUDENT = ["model@teacher.model=mlp", "model@student.model=mlp", "data=npz"]
 STUDENT += ["data.image_size=8", "data.validation_size=10", "batch_size=16"]

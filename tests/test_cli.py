@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from kdrun import config, runs
-from kdrun.cli import config_dir
+from kdrun.cli.main import config_dir
+from kdrun.config import schema as config
 from kdrun.data import datasets
-from kdrun.manifest import sealed
+from kdrun.runs import record as runs
+from kdrun.storage.manifest import sealed
 
 STAGES = ("adjust_bias", "cache", "compare", "distill", "evaluate", "generations", "mutual", "pipeline", "specialists")
 STAGES += ("student", "teacher")
@@ -678,7 +679,7 @@ def test_neither_help_nor_config_nor_a_refusal_loads_tensorflow(tmp_path):
     """In a fresh process: in this one other tests have loaded it, and --info prints through a log that pytest takes."""
     script = """
 import sys
-from kdrun.cli import main
+from kdrun.cli.main import main
 asked = [["--info", "defaults", "optimizer=sgd"], ["--help"], ["--cfg", "job"], ["data.train_size=50001"]]
 codes = [main(arguments) for arguments in asked]
 heavy = {"tensorflow", "tf_keras", "keras", "tensorboard", "matplotlib"} & sys.modules.keys()

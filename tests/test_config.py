@@ -5,8 +5,9 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from kdrun import config, fitting
-from kdrun.cli import config_dir
+from kdrun.cli.main import config_dir
+from kdrun.config import schema as config
+from kdrun.stages import checks as fitting
 
 PRESETS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 OF_THE_PAPER = sorted(f"paper/{path.stem}" for path in (config_dir() / "experiment" / "paper").glob("*.yaml"))

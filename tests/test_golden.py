@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from held import arrays
 
-from kdrun import runs
-from kdrun.cli import main
-from kdrun.config import flatten
-from kdrun.explaining import choices
-from kdrun.manifest import digest
-from kdrun.overrides import config_dir, plain
+from kdrun.cli.explain import choices
+from kdrun.cli.main import main
+from kdrun.cli.plan import config_dir, plain
+from kdrun.config.schema import flatten
+from kdrun.runs import record as runs
+from kdrun.storage.manifest import digest
 
 GOLDEN = Path(__file__).with_name("golden")
 PRESETS = ["", *choices("experiment")]

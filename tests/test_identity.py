@@ -5,9 +5,9 @@ import pytest
 from another_value import changed
 from hydra.core.global_hydra import GlobalHydra
 
-from kdrun import runs
-from kdrun.config import flatten
-from kdrun.overrides import config_dir, plain
+from kdrun.cli.plan import config_dir, plain
+from kdrun.config.schema import flatten
+from kdrun.runs import record as runs
 
 # Keys, or the beginnings of keys, that no run's result depends on, and why.
 FREE = {

@@ -34,7 +34,7 @@ def test_the_wheel_works_from_an_empty_folder(wheel, tmp_path):
     empty.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    script = "import kdrun, sys; print(kdrun.__file__); from kdrun.cli import main; sys.exit(main(sys.argv[1:]))"
+    script = "import kdrun, sys; print(kdrun.__file__); from kdrun.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "--cfg", "job", "experiment=quick"]
     done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

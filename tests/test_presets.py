@@ -4,8 +4,8 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from kdrun.config import flatten
-from kdrun.overrides import config_dir, plain
+from kdrun.cli.plan import config_dir, plain
+from kdrun.config.schema import flatten
 
 # Presets. Of arXiv 1503.02531 only what it says; rates, epochs and batch sizes are kdrun's own.
 _NOTEBOOK = {

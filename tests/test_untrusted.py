@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdrun import manifest, runs
 from kdrun.comparison import gathering
 from kdrun.data import datasets
 from kdrun.errors import InputError
+from kdrun.runs import record as runs
+from kdrun.storage import manifest
 
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(

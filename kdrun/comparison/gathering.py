@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kdrun import config as rules
-from kdrun import files, forms, manifest, predictions, records, runs, texts
+from kdrun.comparison import texts
+from kdrun.config import schema as rules
 from kdrun.errors import InputError
-from kdrun.objectives import choosing
-from kdrun.training import metrics
+from kdrun.evaluation import metrics
+from kdrun.objectives import selection as choosing
+from kdrun.runs import predictions
+from kdrun.runs import record as runs
+from kdrun.runs import run_json as records
+from kdrun.storage import files, forms, manifest
 
 _OVERRIDE = re.compile(r"[+~]*(?!hydra\b)[a-z]\S*(=|$)", re.IGNORECASE)  # one of kdrun's own keys
 _LINE = {"epoch": forms.count, "split": forms.word, "accuracy": forms.fraction, str: forms.number}

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from kdrun import forms, runs
 from kdrun.errors import InputError
+from kdrun.runs import record as runs
+from kdrun.storage import forms
 
 _STAGES = ("compare", "pipeline")  # that compare
 _STUDY = {"study": str, "chosen": str, "seeds": [forms.whole]}

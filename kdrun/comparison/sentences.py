@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from kdrun import config as rules
-from kdrun import texts
-from kdrun.comparison import advice, intervals
+from kdrun.comparison import advice, intervals, texts
 from kdrun.comparison.studies import Control, Judgement, Study
+from kdrun.config import schema as rules
 
 NOTHING = "Nothing to compare: no distilled student is among the completed runs."
 _PLAIN = {1: "one", 2: "two"}

@@ -11,12 +11,12 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from kdrun import files
-from kdrun.arrays import DEFLATE_RATIO, UNREADABLE, Npz
 from kdrun.data.batches import SUBSET
 from kdrun.errors import InputError
 from kdrun.registry import get, register
-from kdrun.runs import ALL_IMAGES
+from kdrun.runs.record import ALL_IMAGES
+from kdrun.storage import files
+from kdrun.storage.arrays import DEFLATE_RATIO, UNREADABLE, Npz
 
 _MNIST = Path(__file__).with_name("mnist.npz")
 _MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"

@@ -33,7 +33,7 @@ def densenet(inputs, num_classes: int, *, growth_rate: int, blocks: list[int]):
     """
     from tf_keras import layers
 
-    from kdrun.layers import Pointwise
+    from kdrun.models.layers import Pointwise
 
     x = layers.Conv2D(2 * growth_rate, 7, strides=2, padding="same", name="entry")(inputs)
     x = layers.MaxPooling2D(3, strides=2, padding="same", name="entry_pool")(x)

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kdrun import predictions, texts
-from kdrun.comparison import sentences, studies
+from kdrun.comparison import sentences, studies, texts
 from kdrun.data import datasets
 from kdrun.errors import InputError
-from kdrun.reports import events, page, plots
 from kdrun.reports import groups as rows
+from kdrun.reports import page, plots
+from kdrun.runs import predictions
+from kdrun.tracking import events
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kdrun import predictions
 from kdrun.data.datasets import Split
-from kdrun.training.metrics import log_softmax
+from kdrun.evaluation.metrics import log_softmax
+from kdrun.runs import predictions
 
 _DRAWN = 112  # pixels a side, about, that a single image of a figure has at most
 

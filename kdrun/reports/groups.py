@@ -8,8 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from kdrun import texts
-from kdrun.comparison import sentences
+from kdrun.comparison import sentences, texts
 from kdrun.reports.tables import NAMES
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kdrun import runs, texts
+from kdrun.comparison import texts
+from kdrun.runs import record as runs
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kdrun import predictions
 from kdrun.comparison import gathering
-from kdrun.training import metrics
+from kdrun.evaluation import metrics
+from kdrun.runs import predictions
 
 # what is teacher, alone and distilled looks the same in every figure: colour, and line or marker for grey
 STYLES = {

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrun import runs
 from kdrun.registry import get
-from kdrun.training import stopping
+from kdrun.runs import record as runs
+from kdrun.runtime import signals as stopping
 
 
 def run(config: Mapping, run_dir: Path) -> dict:

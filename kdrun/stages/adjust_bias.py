@@ -6,15 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import files, forms, models, predictions, records, runs
 from kdrun.data import datasets
 from kdrun.errors import InputError
-from kdrun.recording import recording
+from kdrun.evaluation import metrics
+from kdrun.evaluation.inference import Infer, compiled_inference, logits
+from kdrun.models import build as models
+from kdrun.models.weights import save_weights
 from kdrun.registry import register
+from kdrun.runs import predictions
+from kdrun.runs import record as runs
+from kdrun.runs import run_json as records
+from kdrun.runs.recording import recording
+from kdrun.runtime import precision
+from kdrun.storage import files, forms
 from kdrun.teachers import checkpoint
-from kdrun.training import metrics, precision
-from kdrun.training.inference import Infer, compiled_inference, logits
-from kdrun.training.weights import save_weights
 
 log = logging.getLogger(__name__)
 

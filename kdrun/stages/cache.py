@@ -5,12 +5,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrun import files
 from kdrun.data import datasets
-from kdrun.recording import recording
 from kdrun.registry import register
-from kdrun.teachers import answers, cache, checkpoint
-from kdrun.training import precision
+from kdrun.runs.recording import recording
+from kdrun.runtime import precision
+from kdrun.storage import files
+from kdrun.teachers import cache, checkpoint
+from kdrun.teachers import outputs as answers
 
 log = logging.getLogger(__name__)
 

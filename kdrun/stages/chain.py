@@ -4,9 +4,10 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrun import runs, stages
+from kdrun import stages
 from kdrun.errors import InputError
-from kdrun.recording import update
+from kdrun.runs import record as runs
+from kdrun.runs.recording import update
 
 log = logging.getLogger(__name__)
 

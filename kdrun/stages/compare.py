@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrun.recording import recording
 from kdrun.registry import register
+from kdrun.runs.recording import recording
 
 
 @register("stage", "compare")

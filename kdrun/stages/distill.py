@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kdrun import models, runs
 from kdrun.data import datasets
 from kdrun.errors import InputError
-from kdrun.objectives import choosing
+from kdrun.models import build as models
+from kdrun.objectives import selection as choosing
 from kdrun.objectives.batch import Learned
 from kdrun.objectives.combining import combined
-from kdrun.recording import recording
 from kdrun.registry import register
-from kdrun.stages.supervised import Start, Taught, train_network
-from kdrun.teachers import answers, cache, checkpoint, overlap
-from kdrun.training import precision
+from kdrun.runs import record as runs
+from kdrun.runs.recording import recording
+from kdrun.runtime import precision
+from kdrun.stages.train import Start, Taught, train_network
+from kdrun.teachers import cache, checkpoint, overlap
+from kdrun.teachers import outputs as answers
 from kdrun.training.network import Teaching, ask_once
 
 log = logging.getLogger(__name__)

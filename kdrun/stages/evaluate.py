@@ -6,16 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import forms, records, runs
 from kdrun.data import datasets
 from kdrun.errors import InputError, KdrunError
-from kdrun.fitting import OF_RUN
-from kdrun.recording import recording
+from kdrun.evaluation import metrics
+from kdrun.evaluation.inference import compiled_inference, logits
 from kdrun.registry import register
 from kdrun.reports import tables
+from kdrun.runs import record as runs
+from kdrun.runs import run_json as records
+from kdrun.runs.recording import recording
+from kdrun.runtime import precision
+from kdrun.stages.checks import OF_RUN
+from kdrun.storage import forms
 from kdrun.teachers import checkpoint
-from kdrun.training import metrics, precision
-from kdrun.training.inference import compiled_inference, logits
 
 log = logging.getLogger(__name__)
 

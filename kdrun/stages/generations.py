@@ -4,15 +4,16 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrun import predictions, runs
 from kdrun.data import datasets
-from kdrun.recording import recording
+from kdrun.evaluation import metrics
 from kdrun.registry import register
 from kdrun.reports import tables
+from kdrun.runs import predictions
+from kdrun.runs import record as runs
+from kdrun.runs.recording import recording
 from kdrun.stages import chain
 from kdrun.stages.distill import rehearse
 from kdrun.teachers import checkpoint
-from kdrun.training import metrics
 
 log = logging.getLogger(__name__)
 

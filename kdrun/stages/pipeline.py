@@ -4,16 +4,19 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from kdrun import predictions, runs
 from kdrun.data import datasets
-from kdrun.recording import recording
+from kdrun.evaluation import metrics
 from kdrun.registry import register
 from kdrun.reports import tables
+from kdrun.runs import predictions
+from kdrun.runs import record as runs
+from kdrun.runs.recording import recording
+from kdrun.runtime import precision
 from kdrun.stages import chain
 from kdrun.stages.compare import compared
 from kdrun.stages.distill import rehearse
-from kdrun.teachers import answers, cache, checkpoint
-from kdrun.training import metrics, precision
+from kdrun.teachers import cache, checkpoint
+from kdrun.teachers import outputs as answers
 
 log = logging.getLogger(__name__)
 

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import models, predictions, runs
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
-from kdrun.recording import recording
+from kdrun.evaluation import metrics
+from kdrun.evaluation.inference import compiled_inference, logits
+from kdrun.models import build as models
 from kdrun.registry import register
 from kdrun.reports import tables
+from kdrun.runs import predictions
+from kdrun.runs import record as runs
+from kdrun.runs.recording import recording
+from kdrun.runtime import precision
 from kdrun.stages import chain
-from kdrun.stages.supervised import Start, train_network
+from kdrun.stages.train import Start, train_network
 from kdrun.teachers import checkpoint
-from kdrun.training import metrics, precision
-from kdrun.training.inference import compiled_inference, logits
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kdrun import arrays, files, manifest
 from kdrun.data import batches
 from kdrun.errors import InputError, KdrunError
-from kdrun.training import stopping
+from kdrun.runtime import signals as stopping
+from kdrun.storage import arrays, files, manifest
 
 log = logging.getLogger(__name__)
 

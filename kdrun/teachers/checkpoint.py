@@ -5,12 +5,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun import files, models, records, runs
 from kdrun.data import datasets
 from kdrun.errors import InputError
-from kdrun.objectives import choosing
-from kdrun.teachers import file, overlap
-from kdrun.training.weights import load_weights
+from kdrun.models import build as models
+from kdrun.models.weights import load_weights
+from kdrun.objectives import selection as choosing
+from kdrun.runs import record as runs
+from kdrun.runs import run_json as records
+from kdrun.storage import files
+from kdrun.teachers import logits_file as file
+from kdrun.teachers import overlap
 
 log = logging.getLogger(__name__)
 

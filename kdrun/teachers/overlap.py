@@ -6,8 +6,8 @@ never trained on.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from kdrun import runs
 from kdrun.errors import InputError
+from kdrun.runs import record as runs
 
 Range = tuple[int, int | None]  # from a position to below another; None: to the end
 

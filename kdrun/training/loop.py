@@ -14,22 +14,25 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kdrun import files, predictions
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset, Split
 from kdrun.errors import Diverged, Stopped
-from kdrun.forms import count, number, problem
-from kdrun.models import with_features
+from kdrun.evaluation import metrics
+from kdrun.evaluation.inference import logits
+from kdrun.models.build import with_features
+from kdrun.models.preprocessing import gathered
+from kdrun.models.weights import load_weights, save_weights
 from kdrun.objectives.batch import Batch
-from kdrun.objectives.soft_targets import cross_entropy
-from kdrun.records import MEASURED
-from kdrun.training import metrics, schedules, state, stopping
-from kdrun.training.inference import logits
-from kdrun.training.monitor import PROGRESS as PROGRESS_SHOWN
-from kdrun.training.monitor import Monitor
+from kdrun.objectives.logits import cross_entropy
+from kdrun.runs import predictions
+from kdrun.runs.run_json import MEASURED
+from kdrun.runtime import signals as stopping
+from kdrun.storage import files
+from kdrun.storage.forms import count, number, problem
+from kdrun.tracking.monitor import PROGRESS as PROGRESS_SHOWN
+from kdrun.tracking.monitor import Monitor
+from kdrun.training import schedules, state
 from kdrun.training.network import Network
-from kdrun.training.preprocessing import gathered
-from kdrun.training.weights import load_weights, save_weights
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from kdrun.evaluation.inference import Infer
 from kdrun.objectives.batch import Batch, Learned
-from kdrun.training.inference import Infer
-from kdrun.training.optimizers import FlatOptimizer
+from kdrun.optimizers.flat import FlatOptimizer
 
 _SEEDS_REMEMBERED = 16
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from kdrun import files, manifest
 from kdrun.errors import KdrunError
+from kdrun.storage import files, manifest
 from kdrun.training.network import Network
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,12 @@ import pytest
 from another_value import changed
 from tiny_images import write
 
-from kdrun import runs
-from kdrun.cli import main
+import kdrun
+from kdrun.cli.main import main
 from kdrun.comparison import studies
-from kdrun.config import flatten
-from kdrun.manifest import sealed
+from kdrun.config.schema import flatten
+from kdrun.runs import record as runs
+from kdrun.storage.manifest import sealed
 
 SEEDS = {"teacher": "teacher.seed", "student": "seed", "distill": "seed"}
 # Keys, or the beginnings of keys, that make another network, other data or another number of steps: another study. So
@@ -67,7 +68,7 @@ def gathered(tmp_path):
         for name, record in records.items():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("tensorboard", "state-*", ".hydra"))
             (folder / name / "run.json").write_text(json.dumps(sealed(record)))
-        found = runs.frame(folder)
+        found = kdrun.frame(folder)
         assert set(found["problem"]) == {""}
         return found.set_index(found["run"].map(lambda run: Path(run).name))
 
@@ -112,7 +113,7 @@ def test_another_value_of_anything_but_the_seed_is_another_group(stage, trained,
 
 
 def test_students_distilled_and_alone_are_alike_and_of_their_own_kind(trained):
-    rows = runs.frame(*trained.values()).set_index("stage")
+    rows = kdrun.frame(*trained.values()).set_index("stage")
     assert list(rows["kind"]) == ["teacher", "student", "distill"] and set(rows["control"]) == {""}
     assert rows.loc["student", "student"] == rows.loc["distill", "student"] != rows.loc["teacher", "student"]
     assert rows["group"].is_unique

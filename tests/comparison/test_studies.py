@@ -5,8 +5,8 @@ import pytest
 from gathered import counts, frame, run
 
 from kdrun.comparison import intervals, sentences, studies
+from kdrun.evaluation import metrics
 from kdrun.reports import groups
-from kdrun.training import metrics
 
 N = 400
 ALONE, DISTILLED = (300, 310, 304, 298, 316), (330, 336, 338, 322, 344)

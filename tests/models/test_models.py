@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from kdrun import startup
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 
-from kdrun.models import build, smallest_image_size  # noqa: E402
+from kdrun.models.build import build, smallest_image_size  # noqa: E402
 
 DENSENET = {"name": "densenet", "growth_rate": 3, "blocks": [2, 1, 1, 2]}
 CONVNET = {"name": "convnet", "filters": [4, 6, 5]}

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 
-from kdrun import startup
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 

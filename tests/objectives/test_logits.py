@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdrun import startup
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
@@ -11,8 +11,8 @@ import tensorflow as tf  # noqa: E402
 
 from kdrun.objectives.batch import Batch  # noqa: E402
 from kdrun.objectives.combining import combined  # noqa: E402
-from kdrun.objectives.controls import label_smoothing, teacher_free  # noqa: E402
-from kdrun.objectives.soft_targets import dist, dkd, kd, logit_mse, multi_level, nkd  # noqa: E402
+from kdrun.objectives.logits import dist, dkd, kd, logit_mse, multi_level, nkd  # noqa: E402
+from kdrun.objectives.teacher_free import label_smoothing, teacher_free  # noqa: E402
 
 EPSILON = 2.0**-23  # of float32
 TEMPERATURES = [1.0, 4.0, 10.0]

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from kdrun import startup
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
 from kdrun.objectives.batch import Batch  # noqa: E402
-from kdrun.objectives.soft_targets import cross_entropy, kd  # noqa: E402
+from kdrun.objectives.logits import cross_entropy, kd  # noqa: E402
 
 SCALES = [0.1, 3.0, 50.0]
 CLASSES = [2, 10, 1000]

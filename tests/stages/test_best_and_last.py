@@ -15,10 +15,12 @@ import pytest
 import reference
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kdrun import runs, startup
-from kdrun.cli import main
+import kdrun
+from kdrun.cli.main import main
 from kdrun.data import datasets
 from kdrun.reports import figures, jobs, plots
+from kdrun.runs import record as runs
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
@@ -136,7 +138,7 @@ def test_evaluate_finds_both(stage, trained, said, tmp_path):
 
 
 def test_tables_hold_the_best_weights(outputs, trained, said):
-    rows = runs.frame(outputs).set_index("stage")
+    rows = kdrun.frame(outputs).set_index("stage")
     recorded = {row["stage"]: row for row in reference.record(trained["pipeline"])["results"]["runs"]}
     groups = json.loads((trained["pipeline"] / "comparison.json").read_text())["groups"].values()
     grouped = {group["stage"]: group for group in groups}

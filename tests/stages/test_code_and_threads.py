@@ -14,9 +14,10 @@ import pytest
 from held import bits
 
 import kdrun
-from kdrun import runs, startup
-from kdrun.cli import config_dir, main
-from kdrun.manifest import sealed
+from kdrun.cli.main import config_dir, main
+from kdrun.runs import record as runs
+from kdrun.runtime import tensorflow as startup
+from kdrun.storage.manifest import sealed
 
 startup.load_tensorflow()
 
@@ -395,7 +396,7 @@ def test_a_teacher_that_saw_validation_images_is_told_of_wherever_its_student_is
 
 def test_probabilities_are_learned_from_by_their_logarithm(tmp_path, capsys):
     from kdrun.data import datasets
-    from kdrun.teachers import file
+    from kdrun.teachers import logits_file as file
 
     data = {"name": "mnist", "validation_size": 64, "train_size": 320, "test_size": 64}
     dataset, random = datasets.load(data), np.random.default_rng(0)

@@ -26,9 +26,11 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import backend_context
 
-from kdrun import files, runs
-from kdrun.cli import main
-from kdrun.manifest import sealed
+import kdrun
+from kdrun.cli.main import main
+from kdrun.runs import record as runs
+from kdrun.storage import files
+from kdrun.storage.manifest import sealed
 
 SMALL = ["data.train_size=640", "data.validation_size=256", "data.test_size=200", "data.image_size=28"]
 SMALL += ["batch_size=64", "model@teacher.model=convnet", "teacher.model.filters=[8,16]", "evaluation_batch_size=100"]
@@ -267,7 +269,7 @@ def test_the_commands_that_are_said_tell_more_and_looks_are_counted(swept, tmp_p
 
 
 def group_of(run_dir: Path) -> str:
-    return runs.frame(run_dir).loc[0, "group"]
+    return kdrun.frame(run_dir).loc[0, "group"]
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs Debian's texlive-latex-recommended")
@@ -278,7 +280,7 @@ def test_latex_takes_the_table(compared, tmp_path):
 
 
 def test_a_frame_for_a_notebook(swept):
-    frame = runs.frame(swept)
+    frame = kdrun.frame(swept)
     assert len(frame) == 10 and set(frame["stage"]) == {"teacher", "student", "distill"}
     assert set(frame.loc[frame["stage"] == "distill", "config.temperature"]) == {2.0, 8.0}
     assert (frame["test_accuracy"] * frame["count"] + frame["errors"]).round(6).eq(200).all()
@@ -303,7 +305,7 @@ def test_tensorboards_hparams_tab_shows_a_sweep_with_its_metrics(swept):
 def test_comparing_imports_no_tensorflow(swept, tmp_path):
     code = f"""
 import sys
-from kdrun.cli import main
+from kdrun.cli.main import main
 assert main(["stage=compare", "runs={swept}", "outputs={tmp_path}"]) == 0
 assert not {{"tensorflow", "tf_keras"}} & set(sys.modules)
 """
@@ -369,7 +371,7 @@ def test_more_than_one_process(launcher, swept, tmp_path):
         "temperature=2,8",
     ]
     command += [f"outputs={tmp_path}", f"hydra/launcher={launcher}"]
-    code = f"from kdrun.cli import main; raise SystemExit(main({command}))"
+    code = f"from kdrun.cli.main import main; raise SystemExit(main({command}))"
     # two GPUs, as far as anybody can tell who does not use them; Ray looks for itself
     environment = os.environ | ({} if launcher == "ray" else {"CUDA_VISIBLE_DEVICES": "0,1"})
     process = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 300, "env": environment}

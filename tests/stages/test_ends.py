@@ -23,9 +23,12 @@ import pytest
 from held import bits
 from processes import Kdrun
 
-from kdrun import manifest, recording, runs, startup
-from kdrun.cli import main
+from kdrun.cli.main import main
 from kdrun.errors import Diverged
+from kdrun.runs import record as runs
+from kdrun.runs import recording
+from kdrun.runtime import tensorflow as startup
+from kdrun.storage import manifest
 
 startup.load_tensorflow()
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from held import bits, compiled
 
-from kdrun import files, runs
-from kdrun.cli import main
-from kdrun.manifest import sealed
+import kdrun
+from kdrun.cli.main import main
+from kdrun.storage import files
+from kdrun.storage.manifest import sealed
 
 TINY = ["data=npz", "model@teacher.model=mlp", "model@student.model=mlp", "teacher.model.hidden_units=[32]"]
 TINY += ["student.model.hidden_units=[16]", "optimizer=adam", "data.image_size=8", "data.validation_size=64"]
@@ -116,7 +117,7 @@ def test_no_change_of_a_run_json_takes_down_a_comparison(trained, tmp_path, caps
     assert said.err == "" and not set(good) & unused.keys() and len(unused) > 200
     assert all(re.match(r"damaged: |\w+, not completed", problem) for problem in unused.values())
     assert all(f"not used: {run_dir}: {problem}\n" in said.out for run_dir, problem in unused.items())
-    frame = runs.frame(tmp_path / "runs")
+    frame = kdrun.frame(tmp_path / "runs")
     assert len(frame) == len(good) + len(odd) and set(frame[frame["problem"] == ""]["stage"]) == set(TRAINED)
 
 
@@ -270,7 +271,7 @@ def test_no_command_is_recommended_that_is_more_than_keys(trained, tmp_path):
     odd = ["kdrun --config-dir /tmp/evil seed=1", "kdrun 'a", "kdrun 'x=1\n2'", "kdrun hydra.run.dir=x", "", None]
     for number, command in enumerate([*odd, "kdrun +x=1 'data.path=my data' ~y"]):
         linked(trained["student"], tmp_path / f"runs/{number}", record_of(trained["student"]) | {"command": command})
-    frame = runs.frame(tmp_path / "runs")
+    frame = kdrun.frame(tmp_path / "runs")
     assert list(frame["command"]) == [""] * len(odd) + ["kdrun +x=1 'data.path=my data' '~y'"]
     assert not frame["problem"].any()
 

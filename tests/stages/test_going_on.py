@@ -16,15 +16,16 @@ import reference
 from held import arrays, bits
 from processes import Kdrun
 
-from kdrun import runs, startup
-from kdrun.cli import main
+from kdrun.cli.main import main
 from kdrun.registry import register
+from kdrun.runs import record as runs
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
-from kdrun.objectives.soft_targets import kd  # noqa: E402
+from kdrun.objectives.logits import kd  # noqa: E402
 from kdrun.training import network  # noqa: E402
 
 STEPS, EPOCHS = 8, 4  # an epoch, and a run

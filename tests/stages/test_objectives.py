@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 from held import bits
 
-from kdrun import config as rules
-from kdrun import files, runs, startup
-from kdrun.cli import main
-from kdrun.overrides import config_dir
+from kdrun.cli.main import main
+from kdrun.cli.plan import config_dir
+from kdrun.config import schema as rules
+from kdrun.runs import record as runs
+from kdrun.runtime import tensorflow as startup
+from kdrun.storage import files
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
-from kdrun import models  # noqa: E402
 from kdrun.data import batches, datasets  # noqa: E402
-from kdrun.objectives import soft_targets  # noqa: E402
+from kdrun.models import build as models  # noqa: E402
+from kdrun.objectives import logits as soft_targets  # noqa: E402
 from kdrun.teachers import checkpoint  # noqa: E402
 from kdrun.training import network  # noqa: E402
 

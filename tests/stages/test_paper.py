@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from kdrun.cli import main
+from kdrun.cli.main import main
+from kdrun.cli.plan import config_dir
 from kdrun.data import datasets
-from kdrun.manifest import sealed
-from kdrun.overrides import config_dir
 from kdrun.stages.adjust_bias import best_shift
 from kdrun.stages.specialists import combined, confusable
+from kdrun.storage.manifest import sealed
 
 TINY = ["data.train_size=500", "data.validation_size=100", "data.test_size=200", "epochs=1", "teacher.epochs=1"]
 TINY += ["batch_size=100", "teacher.batch_size=100", "tensorboard.histograms=false", "measure_latency=false"]

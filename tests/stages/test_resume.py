@@ -18,9 +18,11 @@ import pytest
 from held import bits
 from processes import Kdrun
 
-from kdrun import recording, runs, startup
-from kdrun.cli import main
+from kdrun.cli.main import main
 from kdrun.registry import register
+from kdrun.runs import record as runs
+from kdrun.runs import recording
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 

@@ -8,9 +8,9 @@ import pytest
 from held import bits
 from tiny_images import write
 
-from kdrun import runs
-from kdrun.cli import main
-from kdrun.manifest import sealed
+from kdrun.cli.main import main
+from kdrun.runs import record as runs
+from kdrun.storage.manifest import sealed
 
 FILES = ["checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz", "metrics.jsonl"]
 

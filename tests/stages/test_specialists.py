@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import reference
 
-from kdrun import startup
-from kdrun.cli import main
+from kdrun.cli.main import main
+from kdrun.runtime import tensorflow as startup
 from kdrun.stages.specialists import combined, confusable
 
 startup.load_tensorflow()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdrun.cli import main
-from kdrun.manifest import sealed
+from kdrun.cli.main import main
+from kdrun.storage.manifest import sealed
 
 SMALL = ["experiment=quick", "epochs=3", "data.train_size=1280", "data.validation_size=256", "data.test_size=200"]
 
@@ -189,7 +189,7 @@ def test_distilling_with_alpha_zero_is_training_alone(trained, tmp_path):
 
 
 def test_distilling_leaves_the_teacher_as_it_was(trained):
-    from kdrun import runs
+    from kdrun.runs import record as runs
 
     record = record_of(trained["teacher"])
     assert runs.damaged(trained["teacher"], record) == []

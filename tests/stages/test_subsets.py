@@ -8,9 +8,10 @@ import pytest
 from held import bits
 from tiny_images import images, write
 
-from kdrun import runs, startup
-from kdrun.cli import main
+from kdrun.cli.main import main
 from kdrun.data import datasets
+from kdrun.runs import record as runs
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 

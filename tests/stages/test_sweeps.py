@@ -9,18 +9,20 @@ from pathlib import Path
 import pytest
 from held import bits
 
-from kdrun import runs, stages, startup
-from kdrun.cli import main
+from kdrun import stages
+from kdrun.cli.main import main
 from kdrun.registry import register
+from kdrun.runs import record as runs
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
-from kdrun import models  # noqa: E402
-from kdrun.objectives.soft_targets import kd  # noqa: E402
+from kdrun.models import build as models  # noqa: E402
+from kdrun.objectives.logits import kd  # noqa: E402
+from kdrun.optimizers.flat import FlatOptimizer  # noqa: E402
 from kdrun.training import network  # noqa: E402
-from kdrun.training.optimizers import FlatOptimizer  # noqa: E402
 
 SMALL = ["data.train_size=256", "data.validation_size=200", "data.test_size=200", "data.image_size=28", "epochs=2"]
 SMALL += ["batch_size=64", "tensorboard.histograms=false", "model@teacher.model=convnet", "teacher.model.filters=[4,8]"]

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from kdrun.cli import main
+from kdrun.cli.main import main
 from kdrun.errors import KdrunError, Stopped
-from kdrun.manifest import sealed
+from kdrun.storage.manifest import sealed
 from kdrun.teachers import cache
 
 # What is kept: obtain, with plain functions instead of a teacher
@@ -466,7 +466,7 @@ def given(pipeline) -> dict:
 def key_of(config: dict, run_dir: Path, changes: dict | None = None) -> str:
     """The key of the logits with some values of the config changed."""
     from kdrun.data import datasets
-    from kdrun.teachers import answers
+    from kdrun.teachers import outputs as answers
 
     config = copy.deepcopy(config)
     for key, value in (changes or {}).items():
@@ -536,7 +536,7 @@ def test_the_key_depends_on_every_pixel_of_the_dataset_but_not_on_its_path(given
 
 
 def test_the_key_depends_on_tensorflow_and_on_the_format(given, teacher, monkeypatch):
-    from kdrun.teachers import answers
+    from kdrun.teachers import outputs as answers
 
     keys = [key_of(given, teacher)]
     monkeypatch.setattr(answers, "version", lambda package: "2.21.99" if package == "tensorflow" else "0")

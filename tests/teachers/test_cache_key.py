@@ -10,15 +10,17 @@ from another_value import changed
 from hydra.core.global_hydra import GlobalHydra
 from tiny_images import write
 
-from kdrun import runs, startup
-from kdrun.cli import main
-from kdrun.config import flatten
+from kdrun.cli.main import main
+from kdrun.cli.plan import config_dir, plain
+from kdrun.config.schema import flatten
 from kdrun.data import datasets
-from kdrun.overrides import config_dir, plain
+from kdrun.runs import record as runs
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
-from kdrun.teachers import answers, cache, checkpoint  # noqa: E402
+from kdrun.teachers import cache, checkpoint  # noqa: E402
+from kdrun.teachers import outputs as answers  # noqa: E402
 
 # Keys, or the beginnings of keys, that a teacher's logits do not depend on, and why.
 FREE = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import reference
 
-from kdrun import startup
-from kdrun.cli import main
+from kdrun.cli.main import main
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
@@ -16,8 +16,8 @@ import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 
 from kdrun.data import datasets  # noqa: E402
-from kdrun.layers import Pointwise  # noqa: E402
-from kdrun.models import build  # noqa: E402
+from kdrun.models.build import build  # noqa: E402
+from kdrun.models.layers import Pointwise  # noqa: E402
 
 HALVES = {"mixed_bfloat16": 2.0**-8, "mixed_float16": 2.0**-11}  # by how much a rounded number may be off
 POLICIES = pytest.mark.parametrize("policy", HALVES)

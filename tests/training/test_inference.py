@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdrun import models, startup
+from kdrun.models import build as models
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
-from kdrun.training.inference import compiled_inference  # noqa: E402
-from kdrun.training.preprocessing import augment, prepare  # noqa: E402
+from kdrun.evaluation.inference import compiled_inference  # noqa: E402
+from kdrun.models.preprocessing import augment, prepare  # noqa: E402
 
 MLP = {"name": "mlp", "hidden_units": [16], "input_dropout": 0.0, "hidden_dropout": 0.0, "max_norm": None}
 TINY = ["model@teacher.model=mlp", "model@student.model=mlp", "student.model.hidden_units=[8]", "optimizer=adam"]

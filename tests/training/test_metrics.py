@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kdrun.training import metrics
+from kdrun.evaluation import metrics
 
 
 def _probabilities(row):

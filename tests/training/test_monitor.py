@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from kdrun import startup
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
-from kdrun.training import monitor  # noqa: E402
+from kdrun.tracking import monitor  # noqa: E402
 
 EPOCHS, STEPS, BATCH = 3, 11, 7
 

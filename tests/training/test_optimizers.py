@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from kdrun import startup
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 
-from kdrun.training import optimizers  # noqa: E402
-from kdrun.training.optimizers import FlatOptimizer  # noqa: E402
+from kdrun.optimizers import flat as optimizers  # noqa: E402
+from kdrun.optimizers.flat import FlatOptimizer  # noqa: E402
 
 ADABELIEF = {
     "name": "adabelief",

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from kdrun import startup
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
-from kdrun.training.preprocessing import augment, gathered, images_at_once, prepare  # noqa: E402
+from kdrun.models.preprocessing import augment, gathered, images_at_once, prepare  # noqa: E402
 
 
 def _images(*shape):

@@ -13,16 +13,16 @@ import pytest
 import reference
 from held import bits
 
-from kdrun import startup
-from kdrun.cli import main
+from kdrun.cli.main import main
 from kdrun.registry import register
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
-from kdrun import models  # noqa: E402
 from kdrun.data import batches  # noqa: E402
+from kdrun.models import build as models  # noqa: E402
 
 SEED, N, T, ALPHA = 5, 64, 3.0, 0.6
 SIZES = {"validation": 200, "train": N}

@@ -3,11 +3,12 @@
 import h5py
 import pytest
 
-from kdrun import models, startup
+from kdrun.models import build as models
+from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
-from kdrun.training.weights import save_weights  # noqa: E402
+from kdrun.models.weights import save_weights  # noqa: E402
 
 NETS = [
     {"name": "mlp", "hidden_units": [8, 8], "input_dropout": 0.5, "hidden_dropout": 0.5, "max_norm": None},

@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 from kdrun.objectives.batch import Batch
-from kdrun.objectives.soft_targets import divergence
+from kdrun.objectives.logits import divergence
 from kdrun.registry import register
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import arrays, files
 from kdrun.errors import InputError
+from kdrun.storage import arrays, files
 
 
 def read(run_dir: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,8 @@ No TensorFlow before it is there already.
 import io
 from pathlib import Path
 
-from kdrun import files
 from kdrun.errors import InputError
+from kdrun.storage import files
 
 
 def save_weights(model, path: Path) -> None:

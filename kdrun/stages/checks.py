@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun import models, runs
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
-from kdrun.objectives import choosing
-from kdrun.teachers import cache, checkpoint, file, overlap
+from kdrun.models import build as models
+from kdrun.objectives import selection as choosing
+from kdrun.runs import record as runs
+from kdrun.teachers import cache, checkpoint, overlap
+from kdrun.teachers import logits_file as file
 
 OF_RUN = "of_run"  # the data of stages that take a run's
 # what stages of several parts train

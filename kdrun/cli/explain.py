@@ -14,16 +14,17 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from kdrun import config
+from kdrun.cli.hydra_keys import EXTRAS
 from kdrun.commands import quoted
+from kdrun.config import schema as config
 from kdrun.errors import InputError
-from kdrun.hydra_keys import EXTRAS
 
 
 def config_dir() -> Path:
     """The folder of shipped config files: inside an installed package, beside it in a checkout."""
-    installed = Path(__file__).with_name("conf")
-    return installed if installed.is_dir() else Path(__file__).parent.with_name("conf")
+    package = Path(__file__).parent.parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.with_name("conf")
 
 
 def readable(word: str, multirun: bool) -> str:

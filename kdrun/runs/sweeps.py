@@ -13,10 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from kdrun import manifest, recording, runs
-from kdrun.config import flatten
+from kdrun.config.schema import flatten
 from kdrun.errors import InputError, KdrunError, Stopped
-from kdrun.training import stopping
+from kdrun.runs import record as runs
+from kdrun.runs import recording
+from kdrun.runtime import signals as stopping
+from kdrun.storage import manifest
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,20 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import Progress
 
-from kdrun import code, files, models, registry, runs
+from kdrun import registry
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset
 from kdrun.errors import KdrunError
-from kdrun.teachers import cache, checkpoint
-from kdrun.teachers import file as logits_file
-from kdrun.training import metrics, network, precision, preprocessing
-from kdrun.training.inference import compiled_inference
+from kdrun.evaluation import metrics
+from kdrun.evaluation.inference import compiled_inference
+from kdrun.models import build as models
+from kdrun.models import preprocessing
+from kdrun.runs import code
+from kdrun.runs import record as runs
+from kdrun.runtime import precision
+from kdrun.storage import files
+from kdrun.teachers import cache, checkpoint, logits_file
+from kdrun.training import network
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdrun import code, files, manifest, records, registry
+from kdrun import registry
 from kdrun.errors import InputError
-from kdrun.training import stopping
+from kdrun.runs import code
+from kdrun.runs import run_json as records
+from kdrun.runtime import signals as stopping
+from kdrun.storage import files, manifest
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +111,8 @@ def _code(config: Mapping, stage: str) -> dict[str, str]:
     return {
         name: code.of_module(path)
         for name, path in found.items()
-        if path and not (of_a_file and name.startswith("objective/") and not path.is_relative_to(Path(__file__).parent))
+        if path
+        and not (of_a_file and name.startswith("objective/") and not path.is_relative_to(Path(__file__).parent.parent))
     }
 
 
@@ -315,13 +319,6 @@ def check_unused(run_dir: Path) -> None:
     """Raises InputError when the directory holds a run: a run is never overwritten."""
     if (run_dir / "run.json").exists():
         raise InputError(f"{run_dir} holds a run already, which is never overwritten. Choose another directory.")
-
-
-def frame(*places: str | Path):
-    """A pandas DataFrame with a row for each run in `places`; see comparison.gathering.frame."""
-    from kdrun.comparison import gathering  # and with it pandas, for who asks
-
-    return gathering.frame(*places)
 
 
 def check_below(key: str, folder: Path, outputs: str) -> None:

@@ -13,13 +13,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from kdrun import config, gpus, hydra_keys, resuming, runs, sweeps
+from kdrun.cli import hydra_keys, resuming
+from kdrun.cli.explain import choices as choices_of
+from kdrun.cli.explain import config_dir, reference, unreadable
+from kdrun.cli.hydra_keys import EXTRAS
 from kdrun.commands import quoted
+from kdrun.config import schema as config
 from kdrun.errors import InputError
-from kdrun.explaining import choices as choices_of
-from kdrun.explaining import config_dir, reference, unreadable
-from kdrun.hydra_keys import EXTRAS
-from kdrun.objectives import choosing
+from kdrun.objectives import selection as choosing
+from kdrun.runs import record as runs
+from kdrun.runs import sweeps
+from kdrun.runtime import devices as gpus
 
 
 def help_text() -> str:
@@ -73,7 +77,7 @@ def checked(options: argparse.Namespace) -> Asked:
                 if options.multirun:
                     raise InputError("resume: a sweep's jobs go on with resume=auto, each with its own run.")
                 values, growing = _resumed(values, job, searched)
-            from kdrun import fitting  # reads data, with NumPy: not before the values are good
+            from kdrun.stages import checks as fitting  # reads data, with NumPy: not before the values are good
 
             fitting.check(values, flags + job)
             if options.multirun:

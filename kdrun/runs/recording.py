@@ -22,9 +22,14 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from kdrun import __version__, code, files, gpus, manifest, runs, startup
-from kdrun.config import flatten
+from kdrun import __version__
+from kdrun.config.schema import flatten
 from kdrun.errors import Diverged, InputError, KdrunError, Stopped, Unfinished
+from kdrun.runs import code
+from kdrun.runs import record as runs
+from kdrun.runtime import devices as gpus
+from kdrun.runtime import tensorflow as startup
+from kdrun.storage import files, manifest
 
 log = logging.getLogger(__name__)
 
@@ -262,12 +267,13 @@ def _now() -> str:
 
 
 def _environment() -> dict:
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     git = ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         # only where kdrun itself is tracked: an installed copy inside somebody's repository has no commit
         tracked = (
-            subprocess.run([*git[:3], "ls-files", "--error-unmatch", "runs.py"], capture_output=True).returncode == 0
+            subprocess.run([*git[:3], "ls-files", "--error-unmatch", "registry.py"], capture_output=True).returncode
+            == 0
         )
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if tracked else None
     except OSError:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from kdrun.training import stopping
-from kdrun.training.preprocessing import augment, images_at_once, prepare
+from kdrun.models.preprocessing import augment, images_at_once, prepare
+from kdrun.runtime import signals as stopping
 
 Infer = Callable[..., Iterator[np.ndarray]]
 

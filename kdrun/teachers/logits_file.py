@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun import arrays
 from kdrun.data import datasets
 from kdrun.errors import InputError
+from kdrun.storage import arrays
 
 log = logging.getLogger(__name__)
 

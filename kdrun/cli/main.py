@@ -19,11 +19,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kdrun import __version__, files, gpus, resuming, sweeps
+from kdrun import __version__
+from kdrun.cli import resuming
+from kdrun.cli.explain import config_dir, explained, readable, unknown_flag
+from kdrun.cli.plan import Place, checked, help_text, placed, plain
 from kdrun.errors import KdrunError, NoRoom
-from kdrun.explaining import config_dir, explained, readable, unknown_flag
-from kdrun.overrides import Place, checked, help_text, placed, plain
-from kdrun.training import stopping
+from kdrun.runs import sweeps
+from kdrun.runtime import devices as gpus
+from kdrun.runtime import signals as stopping
+from kdrun.storage import files
 
 WITHOUT_TENSORFLOW = ("compare",)
 
@@ -129,7 +133,7 @@ def _job_of(failures: list[KdrunError], place: Place):
     """The function that Hydra calls for every job, perhaps in another process; what it needs to know comes along."""
 
     def job(composed: DictConfig):
-        from kdrun import startup
+        from kdrun.runtime import tensorflow as startup
 
         startup.log_to_terminal()
         given = plain(composed)
@@ -152,7 +156,9 @@ def _job_of(failures: list[KdrunError], place: Place):
 
 def _job(given: dict, run_dir: Path) -> dict:
     """One job, in the directory that is made for it."""
-    from kdrun import config, fitting, startup
+    from kdrun.config import schema as config
+    from kdrun.runtime import tensorflow as startup
+    from kdrun.stages import checks as fitting
 
     values = config.check(given, given)  # a sweep's combination of values is seen here for the first time
     fitting.check(values, HydraConfig.get().overrides.task)
@@ -165,7 +171,7 @@ def _job(given: dict, run_dir: Path) -> dict:
 
 def _identity(given: dict) -> dict | None:
     """What a job's result depends on; None where that cannot be said, because it will fail."""
-    from kdrun import config
+    from kdrun.config import schema as config
 
     try:
         return resuming.identity(config.check(given, given))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from kdrun.forms import amount, count, flag, fraction, moment, number, positive, problem, sha256, whole, word
+from kdrun.storage.forms import amount, count, flag, fraction, moment, number, positive, problem, sha256, whole, word
 
 STATUSES = ("running", "completed", "interrupted", "failed", "diverged")
 

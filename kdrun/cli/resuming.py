@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kdrun import config as rules
-from kdrun import files, manifest, runs
+from kdrun.config import schema as rules
 from kdrun.errors import InputError
-from kdrun.objectives import choosing
+from kdrun.objectives import selection as choosing
+from kdrun.runs import record as runs
+from kdrun.storage import files, manifest
 
 STAGES = (*runs.TRAINING, *runs.CHAINS)  # the others are done in no time
 ROLES = tuple(f"{role}.epochs" for role in runs.TRAINING)

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 
 
 @lru_cache
 def of_module(path: Path) -> str:
-    """sha256 of a module, with what it imports from its own package and from kdrun.layers: what computes its numbers.
+    """sha256 of a module, with what it imports from its own package: what computes its numbers.
 
     The rest of kdrun is what runs.FORMAT and `of_package` are for.
     """
@@ -31,7 +31,7 @@ def of_package() -> str:
 
 
 def _computes(imported: Path, by: Path) -> bool:
-    return imported.parent == by.parent or imported == _PACKAGE / "layers.py"
+    return imported.parent == by.parent
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:

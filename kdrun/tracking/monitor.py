@@ -20,10 +20,10 @@ from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.text.summary import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from kdrun import files
-from kdrun.forms import count, fraction, moment, number, word
-from kdrun.reports import events
-from kdrun.reports.events import Events
+from kdrun.storage import files
+from kdrun.storage.forms import count, fraction, moment, number, word
+from kdrun.tracking import events
+from kdrun.tracking.events import Events
 
 log = logging.getLogger(__name__)
 

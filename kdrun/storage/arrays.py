@@ -17,8 +17,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from kdrun import files
 from kdrun.errors import InputError
+from kdrun.storage import files
 
 DEFLATE_RATIO = 1032  # the most that deflate can make of a byte; headers that claim more lie
 # what zipfile, gzip, zlib and numpy raise for files that are damaged, encrypted or compressed in an unknown way

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrun import files, forms
+from kdrun.storage import files, forms
 
 NAME = "manifest.json"
 _SEAL = "sealed_sha256"

@@ -8,18 +8,22 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from kdrun import files, models, runs
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
-from kdrun.objectives import choosing
-from kdrun.recording import recording, update
+from kdrun.evaluation import metrics
+from kdrun.evaluation.inference import compiled_inference, latency, logits
+from kdrun.models import build as models
+from kdrun.models.weights import save_weights
+from kdrun.objectives import selection as choosing
 from kdrun.registry import register
 from kdrun.reports import figures
-from kdrun.training import loop, metrics, precision, schedules, state
-from kdrun.training.inference import compiled_inference, latency, logits
-from kdrun.training.monitor import Monitor
+from kdrun.runs import record as runs
+from kdrun.runs.recording import recording, update
+from kdrun.runtime import precision
+from kdrun.storage import files
+from kdrun.tracking.monitor import Monitor
+from kdrun.training import loop, schedules, state
 from kdrun.training.network import Network, Teaching, kept
-from kdrun.training.weights import save_weights
 
 log = logging.getLogger(__name__)
 

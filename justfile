@@ -1,0 +1,16 @@
+# `just RECIPE`; CONTRIBUTING.md says how .venv is made, and `just ci` makes it anew.
+
+test:
+    .venv/bin/pytest
+# trains nothing
+quick:
+    .venv/bin/pytest -n 0 tests/test_cli.py tests/test_config.py tests/objectives/test_soft_targets.py
+lint:
+    .venv/bin/ruff check . && .venv/bin/ruff format --check .
+types:
+    .venv/bin/mypy kdrun
+# on an idle machine
+bench:
+    .venv/bin/python benchmarks/startup.py
+ci:
+    .ci/run

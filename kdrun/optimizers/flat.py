@@ -1,38 +1,16 @@
-"""Optimizers, applied to all of a model's weights at once.
+"""An optimizer applied to all of a model's weights at once.
 
-AdaBelief, Adam and SGD work element by element, so one flat vector of all weights gives the same numbers as one
+Those of elementwise.py work element by element, so one flat vector of all weights gives the same numbers as one
 variable at a time, with far fewer graph operations for a network of hundreds of variables, and so a far earlier first
 step.
 """
 
 from collections.abc import Mapping, Sequence
-from unittest import mock
 
 import tensorflow as tf
 import tf_keras
 
-from kdrun.registry import get, register
-
-
-@register("optimizer", "adabelief")
-def adabelief(**keys):
-    """AdaBelief (arXiv 2010.07468), adabelief-tf's own implementation."""
-    # adabelief-tf subclasses tf.keras.optimizers.Optimizer and needs the base class from before TensorFlow 2.11
-    with mock.patch.object(tf.keras.optimizers, "Optimizer", tf_keras.optimizers.legacy.Optimizer):
-        from adabelief_tf import AdaBeliefOptimizer
-    return AdaBeliefOptimizer(print_change_log=False, **keys)
-
-
-@register("optimizer", "adam")
-def adam(**keys):
-    """Adam (arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101)."""
-    return tf_keras.optimizers.Adam(jit_compile=False, **keys)
-
-
-@register("optimizer", "sgd")
-def sgd(**keys):
-    """Stochastic gradient descent with momentum; weight decay decoupled."""
-    return tf_keras.optimizers.SGD(jit_compile=False, **keys)
+from kdrun.registry import get
 
 
 class FlatOptimizer(tf.Module):

@@ -10,7 +10,7 @@ startup.load_tensorflow()
 import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 
-from kdrun.optimizers import flat as optimizers  # noqa: E402
+from kdrun.optimizers import elementwise as optimizers  # noqa: E402
 from kdrun.optimizers.flat import FlatOptimizer  # noqa: E402
 
 ADABELIEF = {

@@ -15,12 +15,15 @@ _PACKAGE = Path(__file__).parent.parent
 
 @lru_cache
 def of_module(path: Path) -> str:
-    """sha256 of a module, with what it imports from its own package: what computes its numbers.
+    """sha256 of a module, with what it imports, and so on, from its own package: what computes its numbers.
 
     The rest of kdrun is what runs.FORMAT and `of_package` are for.
     """
-    tree = _tree(path)
-    used = {path, *(imported for name in _imports(tree) if (imported := _file(name)) and _computes(imported, path))}
+    used, to_read = {path}, [path]
+    while to_read:
+        imported = {file for name in _imports(_tree(to_read.pop())) if (file := _file(name)) and _computes(file, path)}
+        to_read += imported - used
+        used |= imported
     return _digest([_plain(_tree(each)) for each in sorted(used)])
 
 

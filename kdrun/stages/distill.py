@@ -12,8 +12,8 @@ from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.models import build as models
 from kdrun.objectives import selection as choosing
-from kdrun.objectives.batch import Learned
 from kdrun.objectives.combining import combined
+from kdrun.objectives.learned import Learned
 from kdrun.registry import register
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording

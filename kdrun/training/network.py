@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from kdrun.evaluation.inference import Infer
-from kdrun.objectives.batch import Batch, Learned
+from kdrun.objectives.batch import Batch
+from kdrun.objectives.learned import Learned
 from kdrun.optimizers.flat import FlatOptimizer
 
 _SEEDS_REMEMBERED = 16

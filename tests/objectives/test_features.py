@@ -18,7 +18,8 @@ import tensorflow as tf  # noqa: E402
 
 from kdrun.errors import InputError  # noqa: E402
 from kdrun.objectives import features, relations  # noqa: E402
-from kdrun.objectives.batch import Batch, Learned  # noqa: E402
+from kdrun.objectives.batch import Batch  # noqa: E402
+from kdrun.objectives.learned import Learned  # noqa: E402
 
 SCALES = [0.1, 3.0, 50.0]
 TRAINING_SIZE = 7

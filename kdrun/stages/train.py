@@ -24,6 +24,7 @@ from kdrun.storage import files
 from kdrun.tracking.monitor import Monitor
 from kdrun.training import loop, schedules, state
 from kdrun.training.network import Network, Teaching, kept
+from kdrun.training.settings import Annealed, Settings
 
 log = logging.getLogger(__name__)
 
@@ -173,10 +174,10 @@ def _peers(network: Network, config: Mapping, dataset: datasets.Dataset, run_dir
     return found
 
 
-def settings_of(config: Mapping, seed: int) -> loop.Settings:
+def settings_of(config: Mapping, seed: int) -> Settings:
     """The loop's settings for the configured stage."""
     data, role = config["data"], config[config["stage"]]
-    return loop.Settings(
+    return Settings(
         seed=seed,
         epochs=role["epochs"],
         patience=role["patience"],
@@ -186,8 +187,8 @@ def settings_of(config: Mapping, seed: int) -> loop.Settings:
         jitter=data["augment"]["jitter"],
         flip=data["augment"]["flip"],
         optimizer=config["optimizer"],
-        temperature=loop.Annealed(config["temperature"], config["temperature_end"]),
-        alpha=loop.Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
+        temperature=Annealed(config["temperature"], config["temperature_end"]),
+        alpha=Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
         weights=choosing.weights(config["objective"]) if config["stage"] == "distill" else (),
         annealing=config["annealing"],
         shuffle=config["teacher"]["shuffle"] if config["stage"] == "distill" else "none",
@@ -200,7 +201,7 @@ def _network(
     dataset: datasets.Dataset,
     model_keys: Mapping,
     image_shape: tuple[int, int, int],
-    settings: loop.Settings,
+    settings: Settings,
     policy: str,
     taught: Taught | None,
     start: Start | None,

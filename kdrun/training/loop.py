@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -33,39 +32,12 @@ from kdrun.tracking.monitor import PROGRESS as PROGRESS_SHOWN
 from kdrun.tracking.monitor import Monitor
 from kdrun.training import schedules, state
 from kdrun.training.network import Network
+from kdrun.training.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
 STEP_METRICS = ("loss", "cross_entropy", "accuracy", "distillation_loss")  # and then each objective's own
-
-
-class Annealed(NamedTuple):
-    """A value that may change over training: see schedules.annealed."""
-
-    start: float
-    end: float | None = None
-    warmup_epochs: float = 0.0
-
-
-class Settings(NamedTuple):
-    """How a network is trained; see conf/config.yaml and conf/data for each. `weights` are the objectives'."""
-
-    seed: int
-    epochs: int
-    batch_size: int
-    image_size: int
-    jitter: int
-    flip: bool
-    optimizer: Mapping
-    temperature: Annealed
-    alpha: Annealed
-    weights: Sequence[Annealed] = ()
-    annealing: str = "linear"
-    patience: int | None = None
-    held_out: bool = True  # whether validation images are not trained on
-    shuffle: str = "none"
-    mixup: float = 0.0
 
 
 # the form of what a state holds of where training is

@@ -25,6 +25,7 @@ from kdrun.models import build as models  # noqa: E402
 from kdrun.objectives import logits as soft_targets  # noqa: E402
 from kdrun.teachers import checkpoint  # noqa: E402
 from kdrun.training import network  # noqa: E402
+from kdrun.training.settings import Annealed, Settings  # noqa: E402
 
 SMALL = ["data.train_size=320", "data.validation_size=200", "data.test_size=200", "data.image_size=28", "epochs=2"]
 SMALL += ["batch_size=64", "tensorboard.histograms=false", "measure_latency=false", "optimizer=adam"]
@@ -375,7 +376,7 @@ def test_a_step_of_peers_is_that_of_the_formula():
     nobody = {"layers": {}, "kept": {}, "ask": None, "validation": None, "test": None, "training_size": 8}
     teaching = network.Teaching(objectives={"kd": objective}, told=told, peers=1, **nobody)
     made = network.Network(build, 1, sgd, False, teaching)
-    settings = loop.Settings(1, 1, 8, 2, 0, False, sgd, loop.Annealed(2.0), loop.Annealed(0.25), [loop.Annealed(1.0)])
+    settings = Settings(1, 1, 8, 2, 0, False, sgd, Annealed(2.0), Annealed(0.25), [Annealed(1.0)])
     before = [[w.astype(np.float64) for w in m.get_weights()] for m in (made.model, *made.peers)]
     steps = loop.compiled_steps(made, datasets.Split(images, labels), settings)
     indices = np.arange(8, dtype=np.int32)[np.newaxis]
@@ -418,8 +419,8 @@ def test_an_objective_gets_the_labels_of_the_batch_and_of_all_training_images():
     objectives = {"digits": digits, "of_the_batch": of_the_batch}
     teaching = network.Teaching(objectives=objectives, told=lambda given, temperature: (None, {}), **nobody)
     made = network.Network(build, 1, sgd, False, teaching)
-    weights = [loop.Annealed(1.0)] * 2
-    settings = loop.Settings(1, 1, 3, 2, 0, False, sgd, loop.Annealed(2.0), loop.Annealed(0.25), weights)
+    weights = [Annealed(1.0)] * 2
+    settings = Settings(1, 1, 3, 2, 0, False, sgd, Annealed(2.0), Annealed(0.25), weights)
     steps = loop.compiled_steps(made, datasets.Split(images, labels), settings)
     indices = np.array([[5, 0, 2], [7, 1, 3]], np.int32)
     values, draws = np.array([[0.5, 2.0, 0.25, 1.0, 1.0]] * 2, np.float32), np.zeros((2, 2), np.int32)

@@ -38,11 +38,11 @@ class Ready(KdrunError):
 
 
 def compiled(name: str, given: list[str]):
-    """The network of a distil command under that objective, with its settings and the training labels."""
+    """The compiled network of a distil command under that objective, with its settings and the training labels."""
     made = []
 
-    def take(network, dataset, settings, *_):
-        made.extend([network, settings, dataset.train.labels])
+    def take(program, dataset, settings, *_):
+        made.extend([program, settings, dataset.train.labels])
         raise Ready("taken")
 
     with mock.patch("kdrun.training.loop.train", take):
@@ -52,13 +52,13 @@ def compiled(name: str, given: list[str]):
 
 def milliseconds(made, first: int, count: int) -> float:
     """Of a step: the median of `count`, each in a call of its own."""
-    from kdrun.training import loop
+    from kdrun.training.execute import take_steps
 
-    network, settings, labels = made
+    program, settings, labels = made
     found = []
     for step in range(first, first + count):
         started = time.perf_counter()
-        list(loop._steps(network, settings, step, step + 1, labels))
+        list(take_steps(program, settings, step, step + 1, labels))
         found.append(1000 * (time.perf_counter() - started))
     return statistics.median(found)
 

@@ -23,7 +23,8 @@ from kdrun.runtime import precision
 from kdrun.storage import files
 from kdrun.tracking.monitor import Monitor
 from kdrun.training import loop, schedules, state
-from kdrun.training.network import Network, Teaching, kept
+from kdrun.training.execute import Program, compiled_steps
+from kdrun.training.network import Network, Teaching, reuse_or_build
 from kdrun.training.settings import Annealed, Settings
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,8 @@ def train_network(
             f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {policy} here. "
             "Go on where it began."
         )
-    network = _network(config, dataset, model_keys, image_shape, settings, policy, taught, start)
+    program = _program(config, dataset, model_keys, image_shape, settings, policy, taught, start)
+    network = program.network
     started, histograms = datetime.fromisoformat(record["started"]), config["tensorboard"]["histograms"]
     for folder in ("checkpoints", "predictions"):
         (run_dir / folder).mkdir(exist_ok=True)
@@ -122,12 +124,13 @@ def train_network(
         )
         update(run_dir, record)
         save_every = 60 * config["checkpoint"]["every_minutes"]
-        results = loop.train(network, dataset, settings, run_dir, monitor, save_every)
+        results = loop.train(program, dataset, settings, run_dir, monitor, save_every)
         pictures = figures.of_predictions(dataset.test, run_dir)
         monitor.final(results["test"], pictures)
         if config["measure_latency"]:
-            network.latency = network.latency or latency(network.model, dataset.test.images, size)
-            results["latency"] = network.latency
+            if not program.latency:
+                program.latency.update(latency(network.model, dataset.test.images, size))
+            results["latency"] = program.latency
         if network.peers:
             results["peers"] = _peers(network, config, dataset, run_dir)
         record["results"] = results
@@ -196,7 +199,7 @@ def settings_of(config: Mapping, seed: int) -> Settings:
     )
 
 
-def _network(
+def _program(
     config: Mapping,
     dataset: datasets.Dataset,
     model_keys: Mapping,
@@ -205,7 +208,7 @@ def _network(
     policy: str,
     taught: Taught | None,
     start: Start | None,
-) -> Network:
+) -> Program:
     """The network as it is before its first step, compiled; a sweep's next job may get the same one again."""
 
     def build(seed: int):
@@ -214,18 +217,17 @@ def _network(
             start.begin(model)
         return model
 
-    def make() -> Network:
+    def make() -> Program:
         teaching = taught.make() if taught else None  # before the student: a teacher may be asked now and let go of
         network = Network(build, settings.seed, settings.optimizer, policy == "mixed_float16", teaching)
-        network.run_steps = loop.compiled_steps(network, dataset.train, settings)
-        network.infer = compiled_inference(
+        infer = compiled_inference(
             network.model, dataset.test.images.shape[1:], config["evaluation_batch_size"], settings.image_size
         )
-        return network
+        return Program(network, compiled_steps(network, dataset.train, settings), infer)
 
     # what is neither an input of the compiled functions nor a variable's value
     optimizer = {key: value for key, value in settings.optimizer.items() if key not in schedules.KEYS}
-    depends = {
+    compile_key = {
         "model": model_keys,
         "num_classes": dataset.num_classes,
         "precision": policy,
@@ -238,9 +240,9 @@ def _network(
         "taught": taught.depends if taught else None,
         "start": start.depends if start else None,
     }
-    network = kept(depends, make)
-    network.reset(settings.seed)
-    return network
+    program = reuse_or_build(compile_key, make)
+    program.network.reset(settings.seed)
+    return program
 
 
 def _hyperparameters(config: Mapping, seed: int) -> dict:

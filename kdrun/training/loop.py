@@ -6,23 +6,18 @@ Ours because `fit` can neither resume in mid-epoch, nor stop at a signal between
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from kdrun.data import batches
-from kdrun.data.datasets import Dataset, Split
+from kdrun.data.datasets import Dataset
 from kdrun.errors import Diverged, Stopped
 from kdrun.evaluation import metrics
 from kdrun.evaluation.inference import logits
-from kdrun.models.build import with_features
-from kdrun.models.preprocessing import gathered
 from kdrun.models.weights import load_weights, save_weights
-from kdrun.objectives.batch import Batch
-from kdrun.objectives.logits import cross_entropy
 from kdrun.runs import predictions
 from kdrun.runs.run_json import MEASURED
 from kdrun.runtime import signals as stopping
@@ -30,14 +25,13 @@ from kdrun.storage import files
 from kdrun.storage.forms import count, number, problem
 from kdrun.tracking.monitor import PROGRESS as PROGRESS_SHOWN
 from kdrun.tracking.monitor import Monitor
-from kdrun.training import schedules, state
+from kdrun.training import state
+from kdrun.training.execute import Program, step_values, take_steps
 from kdrun.training.network import Network
 from kdrun.training.settings import Settings
+from kdrun.training.step import metric_names
 
 log = logging.getLogger(__name__)
-
-_SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
-STEP_METRICS = ("loss", "cross_entropy", "accuracy", "distillation_loss")  # and then each objective's own
 
 
 # the form of what a state holds of where training is
@@ -72,22 +66,23 @@ class Progress:
 
 
 def train(
-    network: Network,
+    program: Program,
     dataset: Dataset,
     settings: Settings,
     run_dir: Path,
     monitor: Monitor,
     save_every: float,
 ) -> dict:
-    """Train `network` on labels, and on what it is taught if there is something; returns what run.json calls results.
+    """Train a network on labels, and on what it is taught if there is something; returns what run.json calls results.
 
     Goes on from the training state in `run_dir`, if there is one, as if it had never stopped. States are saved after
     every epoch, every `save_every` seconds and when a signal asks for it. Writes checkpoints/best.weights.h5 (lowest
     validation cross-entropy) and last.weights.h5, and predictions/test.npz with both's logits on the test set, which
     is looked at once, here at the end. Raises Diverged when the loss is not finite, Stopped when a signal asks for it.
     """
+    network = program.network
     teaching = network.teaching
-    names = [*STEP_METRICS, *teaching.objectives] if teaching else STEP_METRICS[:3]
+    names = metric_names(teaching.objectives if teaching else ())
     per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
     folder = run_dir / "checkpoints"
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
@@ -106,7 +101,7 @@ def train(
         while progress.epochs < settings.epochs and not _out_of_patience(progress, settings):
             epoch = progress.epochs + 1
             monitor.pause_ended()
-            for rows in _steps(network, settings, progress.step, epoch * per_epoch, dataset.train.labels):
+            for rows in take_steps(program, settings, progress.step, epoch * per_epoch, dataset.train.labels):
                 _check_finite(names, rows, progress.step, epoch, weights["best"])
                 progress.add(rows)
                 monitor.steps(rows[-1], len(rows))
@@ -115,7 +110,7 @@ def train(
                     log.info("saved a training state at step %d", progress.step)
                     monitor.pause_ended()
             measured = {name: value / per_epoch for name, value in zip(names, progress.sums, strict=True)}
-            validation_logits = logits(network.infer, dataset.validation.images)
+            validation_logits = logits(program.infer, dataset.validation.images)
             validation = metrics.evaluate(
                 validation_logits, dataset.validation.labels, teaching and teaching.validation
             )
@@ -130,7 +125,7 @@ def train(
                 best_weights = network.weights()
                 files.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
             progress.epochs, progress.sums = epoch, [0.0] * len(names)
-            rate, *others = _values(settings, progress.step - 1, 1, per_epoch)[0].tolist()
+            rate, *others = step_values(settings, progress.step - 1, 1, per_epoch)[0].tolist()
             values = {"learning_rate": rate}
             if teaching:
                 named = ("temperature", "alpha", *(f"weight/{name}" for name in teaching.objectives))
@@ -145,7 +140,7 @@ def train(
         "steps": progress.step,
         **monitor.speed(),
         "validation": {"best": progress.best, "last": progress.last},
-        "test": _test(network, None if same else best_weights, dataset, run_dir),
+        "test": _test(program, None if same else best_weights, dataset, run_dir),
     }
 
 
@@ -192,113 +187,6 @@ def _wrong(planned: tuple[int, int, int], values: Mapping, has_best: bool) -> st
     return None
 
 
-def compiled_steps(network: Network, split: Split, settings: Settings):
-    """A compiled function that takes some steps: (indices, views, values, shares, draws, answers) -> metrics.
-
-    indices and views are int32 [steps, batch]. `values`, float32 [steps, 3 + objectives], holds learning rate,
-    temperature, alpha and the objectives' weights of each step: inputs, so that changing them traces nothing anew.
-    `shares`, float32 [steps], say how much of an image is its own where images are mixed, `draws`, int32 [steps, 2],
-    are seeds for random operations, and `answers` the teachers' kept ones, float32 [steps, batch, ...] by name. What
-    comes back are the step metrics, in STEP_METRICS' order, and each objective's own. Of `settings`, batch size,
-    preprocessing and whether images are mixed are used.
-    """
-    model, teaching, optimizer = network.model, network.teaching, network.optimizer
-    images_in_memory, labels_in_memory = tf.constant(split.images), tf.constant(split.labels)
-    seen_as = settings.image_size, settings.jitter, settings.flip
-    objectives = teaching.objectives if teaching else {}
-    forward = with_features(model, teaching.layers) if teaching and teaching.layers else None
-    batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
-    values = tf.TensorSpec([None, 3 + len(objectives)], tf.float32)
-    answer = {
-        name: tf.TensorSpec([None, settings.batch_size, *array.shape[2:]], tf.float32)
-        for name, array in (teaching.kept if teaching else {}).items()
-    }
-
-    def losses(logits, labels, features, answers, temperature, alpha, weights, **known) -> list[tf.Tensor]:
-        """What training is to make smaller, and what that consists of: cross-entropy, distillation loss, objectives."""
-        label_loss = cross_entropy(logits, labels)
-        if not teaching:
-            return [label_loss, label_loss]
-        teacher_logits, teacher_features = teaching.told(answers, temperature)
-        learned, size = network.learned, teaching.training_size
-        seen = Batch(
-            logits, teacher_logits, labels, temperature, features, teacher_features, learned, training_size=size
-        )
-        terms = [objective(seen._replace(**known)) for objective in objectives.values()]
-        distillation_loss = tf.add_n([weight * term for weight, term in zip(weights, terms, strict=True)])
-        return [(1.0 - alpha) * label_loss + alpha * distillation_loss, label_loss, distillation_loss, *terms]
-
-    share, draw = tf.TensorSpec([None], tf.float32), tf.TensorSpec([None, 2], tf.int32)
-
-    @tf.function(input_signature=[batch, batch, values, share, draw, answer])
-    def run_steps(indices, views, values, shares, draws, answers):
-        count = len(STEP_METRICS) + len(objectives) if teaching else 3
-        rows = tf.TensorArray(tf.float32, tf.shape(indices)[0], element_shape=[count])
-        for k in tf.range(tf.shape(indices)[0]):
-            learning_rate, temperature, alpha, *weights = tf.unstack(values[k])
-            labels = tf.gather(labels_in_memory, indices[k])
-            images = gathered(images_in_memory, indices[k], views[k], *seen_as)
-            if settings.mixup:  # with those of the batch in the opposite order, which is as random as any
-                images = shares[k] * images + (1.0 - shares[k]) * tf.reverse(images, [0])
-            given = {name: answer[k] for name, answer in answers.items()}
-            if teaching and teaching.ask:
-                given = teaching.ask(images)
-            with tf.GradientTape() as tape:
-                logits, features = forward(images, training=True) if forward else (model(images, training=True), {})
-                together = [logits, *(peer(images, training=True) for peer in network.peers)]
-                heard = [_others(together, place) for place in range(len(together))] if network.peers else [given]
-                known = {"indices": indices[k], "random_seed": draws[k], "training_labels": labels_in_memory}
-                parts = [
-                    losses(each, labels, features, answers_, temperature, alpha, weights, **known)
-                    for each, answers_ in zip(together, heard, strict=True)
-                ]
-                scaled_loss = optimizer.scaled(tf.add_n([loss for loss, *_ in parts]))
-            optimizer.minimize(tape, scaled_loss, learning_rate)
-            correct = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
-            loss, label_loss, *terms = parts[0]  # what is shown is the student's
-            accuracy = tf.reduce_mean(tf.cast(correct, tf.float32))
-            rows = rows.write(k, tf.stack([loss, label_loss, accuracy, *terms]))
-        return rows.stack()
-
-    return run_steps
-
-
-def _others(together: Sequence[tf.Tensor], place: int) -> dict[str, tf.Tensor]:
-    """For networks that learn from each other: the logits of all but one, as its teachers' answers."""
-    others = [each for number, each in enumerate(together) if number != place]
-    return {f"logits/{number}": tf.stop_gradient(each) for number, each in enumerate(others)}
-
-
-def _steps(network: Network, settings: Settings, step: int, end: int, labels: np.ndarray) -> Iterator[np.ndarray]:
-    """Take the steps from `step` (0-based) to below `end`, in calls of about _SECONDS_PER_CALL; yields the metrics."""
-    size, kept = len(labels), network.teaching.kept if network.teaching else {}
-    per_epoch = batches.steps_per_epoch(size, settings.batch_size)
-    views, count = batches.view_count(settings.jitter, settings.flip), 1
-    asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)  # whose answer each image gets
-    while step < end:
-        stopping.check()
-        started = time.perf_counter()
-        indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
-        values = _values(settings, step, count, per_epoch)
-        shares = batches.shares(settings.seed, step, count, settings.mixup)
-        draws = np.stack([np.full(count, settings.seed), np.arange(step, step + count)], axis=1).astype(np.int32)
-        answers = {name: answer[chosen, asked_for[indices]] for name, answer in kept.items()}
-        yield network.run_steps(indices, chosen, values, shares, draws, answers).numpy()
-        step += count
-        affordable = int(_SECONDS_PER_CALL * count / (time.perf_counter() - started))
-        count = min(max(1, affordable), 2 * count, max(1, end - step))
-
-
-def _values(settings: Settings, step: int, count: int, per_epoch: int) -> np.ndarray:
-    """Learning rate, temperature, alpha and the objectives' weights of some steps, float32 [count, 3 + objectives]."""
-    total = per_epoch * settings.epochs
-    columns = [schedules.learning_rates(settings.optimizer, step, count, per_epoch, total)]
-    for start, end, warmup_epochs in (settings.temperature, settings.alpha, *settings.weights):
-        warmup = warmup_epochs * per_epoch
-        columns.append(schedules.annealed(start, end, settings.annealing, warmup, step, count, total))
-    return np.stack(columns, axis=1)
-
-
 def _out_of_patience(progress: Progress, settings: Settings) -> bool:
     """Whether validation has not been better for so many epochs that training is to end."""
     if not settings.patience or not progress.best:
@@ -325,17 +213,17 @@ def _check_finite(names: Sequence[str], rows: Sequence[Sequence[float]], step: i
         )
 
 
-def _test(network: Network, best_weights, dataset: Dataset, run_dir: Path) -> dict:
+def _test(program: Program, best_weights, dataset: Dataset, run_dir: Path) -> dict:
     """Test metrics of the weights as they are, the last, and of the best: the same weights where that is None."""
-    test = {"last": logits(network.infer, dataset.test.images)}
+    test = {"last": logits(program.infer, dataset.test.images)}
     test["best"] = test["last"]
     if best_weights is not None:
-        network.set_weights(best_weights)
-        test["best"] = logits(network.infer, dataset.test.images)
+        program.network.set_weights(best_weights)
+        test["best"] = logits(program.infer, dataset.test.images)
     for name, found in test.items():
         metrics.check_finite(found, f"on the test split, with the {name} weights")
     predictions.write(run_dir / "predictions" / "test.npz", dataset.test.labels, test["best"], test["last"])
+    teaching = program.network.teaching
     return {
-        name: metrics.evaluate(test[name], dataset.test.labels, network.teaching and network.teaching.test)
-        for name in ("best", "last")
+        name: metrics.evaluate(test[name], dataset.test.labels, teaching and teaching.test) for name in ("best", "last")
     }

@@ -1,4 +1,4 @@
-"""A network with what is compiled of it: made once, then reset for every job that it serves.
+"""A network and all that is trained with it: made once, then reset for every job that it serves.
 
 Tracing and compiling a training step of the notebook's nets takes longer than many of its steps. What the jobs of a
 sweep differ in (temperature, alpha, learning rate, seed) are inputs of the compiled step or values of variables, so
@@ -8,19 +8,18 @@ that one network serves them all, and each starts from exactly what a process of
 import gc
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
-from kdrun.evaluation.inference import Infer
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.learned import Learned
 from kdrun.optimizers.flat import FlatOptimizer
 
 _SEEDS_REMEMBERED = 16
 
-
+Built = TypeVar("Built")
 Answers = Mapping[str, tf.Tensor]  # what teachers say of a batch, by name
 
 
@@ -45,16 +44,11 @@ class Teaching(NamedTuple):
 
 
 class Network:
-    """A model, what it learns from, the weights that this needs, its optimizer, and, set by whoever makes it, the
-    functions compiled of them.
+    """A model, what it learns from, the weights that this needs, and its optimizer.
 
     `build(seed)` makes the model with its initial weights; its `peers` are made with the seeds after it. A second call
     for another seed is made for its values alone.
     """
-
-    run_steps: Callable
-    infer: Infer
-    latency: dict | None = None  # measured once: a later job's weights take as long
 
     def __init__(
         self, build: Callable, seed: int, optimizer: Mapping, scale_loss: bool, teaching: Teaching | None = None
@@ -102,21 +96,24 @@ class Network:
         _assign(self.model.variables, weights)
 
 
-_kept: dict[str, Network] = {}
+_built: dict[str, Any] = {}
 
 
-def kept(depends: Mapping, make: Callable[[], Network]) -> Network:
-    """The network that was made last, if it depended on the same plain values, else a new one from `make`."""
-    key = json.dumps(depends, sort_keys=True)
-    if key not in _kept:
+def reuse_or_build(compile_key: Mapping, build: Callable[[], Built]) -> Built:
+    """What was built last, if it was for an equal key, else what `build` gives.
+
+    The key holds, as plain values, all that a network and the functions compiled of it depend on.
+    """
+    key = json.dumps(compile_key, sort_keys=True)
+    if key not in _built:
         release()  # first, so that two networks are never in memory together
-        _kept[key] = make()
-    return _kept[key]
+        _built[key] = build()
+    return _built[key]
 
 
 def release() -> None:
-    """Let go of the network that was kept, memory included: tf_keras's objects refer to each other in circles."""
-    _kept.clear()
+    """Let go of what was built, memory included: tf_keras's objects refer to each other in circles."""
+    _built.clear()
     gc.collect()
 
 

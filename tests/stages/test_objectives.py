@@ -24,7 +24,7 @@ from kdrun.data import batches, datasets  # noqa: E402
 from kdrun.models import build as models  # noqa: E402
 from kdrun.objectives import logits as soft_targets  # noqa: E402
 from kdrun.teachers import checkpoint  # noqa: E402
-from kdrun.training import network  # noqa: E402
+from kdrun.training import execute, network  # noqa: E402
 from kdrun.training.settings import Annealed, Settings  # noqa: E402
 
 SMALL = ["data.train_size=320", "data.validation_size=200", "data.test_size=200", "data.image_size=28", "epochs=2"]
@@ -116,7 +116,7 @@ def test_projections_move_and_a_live_teachers_batch_norm_does_not(outputs, tmp_p
     arguments = [*SMALL, *DENSE, "student.model.growth_rate=3", "stage=distill", "objective=fitnet", layers]
     network.release()
     done(outputs, *arguments, f"teacher.run={dense}")
-    (kept,) = network._kept.values()
+    (kept,) = (program.network for program in network._built.values())
     before, after = kept.learned.initial(42), [variable.numpy() for variable in kept.learned.variables]
     assert len(after) == 4 and all(np.any(a != b) for a, b in zip(before, after, strict=True))
     asked = kept.teaching.ask.__closure__  # the networks that the step has asked all along
@@ -339,7 +339,7 @@ def test_peers_learn_from_each_other(tmp_path, capsys):
     command = [*SMALL, *CONVNET, "stage=mutual", "distill.peers=2", f"outputs={tmp_path}"]
     network.release()
     assert main([*command]) == 0
-    (kept,) = network._kept.values()
+    (kept,) = (program.network for program in network._built.values())
     (run_dir,) = tmp_path.glob("distill/*")
     record = runs.read(run_dir)
     assert record["teachers"] == [] and len(record["results"]["peers"]) == 2
@@ -356,8 +356,6 @@ def test_peers_learn_from_each_other(tmp_path, capsys):
 
 def test_a_step_of_peers_is_that_of_the_formula():
     """Of two linear networks, by SGD: each goes down its own loss, with the other's probabilities as constants."""
-    from kdrun.training import loop
-
     images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
     labels = np.arange(8, dtype=np.int32) % 3
     keys = {"hidden_units": [], "input_dropout": 0.0, "hidden_dropout": 0.0}
@@ -378,7 +376,7 @@ def test_a_step_of_peers_is_that_of_the_formula():
     made = network.Network(build, 1, sgd, False, teaching)
     settings = Settings(1, 1, 8, 2, 0, False, sgd, Annealed(2.0), Annealed(0.25), [Annealed(1.0)])
     before = [[w.astype(np.float64) for w in m.get_weights()] for m in (made.model, *made.peers)]
-    steps = loop.compiled_steps(made, datasets.Split(images, labels), settings)
+    steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)
     indices = np.arange(8, dtype=np.int32)[np.newaxis]
     values, draws = np.array([[0.5, 2.0, 0.25, 1.0]], np.float32), np.zeros((1, 2), np.int32)
     steps(indices, 0 * indices, values, np.ones(1, np.float32), draws, {})
@@ -396,8 +394,6 @@ def test_a_step_of_peers_is_that_of_the_formula():
 
 
 def test_an_objective_gets_the_labels_of_the_batch_and_of_all_training_images():
-    from kdrun.training import loop
-
     images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
     labels = np.array([2, 0, 1, 1, 0, 2, 0, 1], np.int32)
     sgd = {"name": "sgd", "learning_rate": 0.5, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
@@ -421,7 +417,7 @@ def test_an_objective_gets_the_labels_of_the_batch_and_of_all_training_images():
     made = network.Network(build, 1, sgd, False, teaching)
     weights = [Annealed(1.0)] * 2
     settings = Settings(1, 1, 3, 2, 0, False, sgd, Annealed(2.0), Annealed(0.25), weights)
-    steps = loop.compiled_steps(made, datasets.Split(images, labels), settings)
+    steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)
     indices = np.array([[5, 0, 2], [7, 1, 3]], np.int32)
     values, draws = np.array([[0.5, 2.0, 0.25, 1.0, 1.0]] * 2, np.float32), np.zeros((2, 2), np.int32)
     rows = steps(indices, 0 * indices, values, np.ones(2, np.float32), draws, {}).numpy()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +19,18 @@ from kdrun.registry import register
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
 from kdrun.runtime import precision
-from kdrun.stages.train import Start, Taught, train_network
-from kdrun.teachers import cache, checkpoint, overlap
-from kdrun.teachers import outputs as answers
-from kdrun.training.network import Teaching, ask_once
+from kdrun.stages.train import AS_DRAWN, InitialWeights, SupervisionSpec, train_network
+from kdrun.teachers import cache, checkpoint, outputs, overlap
+from kdrun.training.supervision import (
+    CachedTeacher,
+    Decode,
+    Peers,
+    Supervision,
+    call_on_zeros,
+    decoder,
+    encode,
+    live_teachers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,29 +48,31 @@ def distill(config: Mapping, run_dir: Path) -> dict:
     depends = runs.identity(config, "distill", dataset.sha256, [checkpoint.weights_of(source) for source in sources])
     with recording(run_dir, config, depends, **facts) as record:
         precision.prepare_machine()
-        model, start = config["student"]["model"], None
+        model, initial_weights = config["student"]["model"], AS_DRAWN
         if config["student"]["classifier"] == "teacher":
             classifier = models.classifier(checkpoint.load(sources[0], "float32")).get_weights()
             model = {**model, "projection_units": len(classifier[0])}
             weights = depends["teacher_weights"]
-            start = Start({"classifier": weights}, lambda made: made.get_layer("classifier").set_weights(classifier))
-        taught = Taught(
-            depends={
+            initial_weights = InitialWeights(
+                {"classifier": weights}, lambda made: made.get_layer("classifier").set_weights(classifier)
+            )
+        supervision = SupervisionSpec(
+            compile_key={
                 "objective": choosing.without_weights(depends["objective"]),
-                "answers": [_answers_depend(config, source, dataset) for source in sources],
-                "kept": cache.wanted(config),
+                "outputs": [_outputs_key(config, source, dataset) for source in sources],
+                "cached": cache.wanted(config),
                 "teachers": depends["teachers"],
                 "cache_features": config["teacher"]["cache_features"],
                 "mixed": bool(config["distill"]["mixup"]),
                 "peers": config["distill"]["peers"],
             },
-            make=partial(_teaching, config, sources, dataset, model, depends["teacher_weights"]),
+            build=partial(_supervision, config, sources, dataset, model, depends["teacher_weights"]),
         )
-        return train_network(config, run_dir, record, dataset, model, config["seed"], taught, start)
+        return train_network(config, run_dir, record, dataset, model, config["seed"], supervision, initial_weights)
 
 
-def _answers_depend(config: Mapping, source: Path, dataset: datasets.Dataset) -> dict:
-    return answers.depends(config, source, dataset) if source.is_dir() else {"file": checkpoint.weights_of(source)}
+def _outputs_key(config: Mapping, source: Path, dataset: datasets.Dataset) -> dict:
+    return outputs.depends(config, source, dataset) if source.is_dir() else {"file": checkpoint.weights_of(source)}
 
 
 def rehearse(config: Mapping, dataset: datasets.Dataset, teacher_model: Mapping) -> None:
@@ -77,100 +88,86 @@ def rehearse(config: Mapping, dataset: datasets.Dataset, teacher_model: Mapping)
     model = config["student"]["model"]
     if config["student"]["classifier"] == "teacher":
         model = {**model, "projection_units": models.classifier(teacher).kernel.shape[0]}
-    parts, layers, told = _objectives(config, model, teacher_model, 1, dataset)
-    nobody = {"kept": {}, "validation": None, "test": None}
+    supervision, layers = _without_teacher(config, model, teacher_model, dataset)
+    source = live_teachers([teacher], layers, _decoder(config, 1, layers))
     student = models.build(model, shape, dataset.num_classes, 0, "float32")
-    ask_once(student, Teaching(**parts, **nobody, ask=_asked([teacher], layers), told=told), Learned(0))
+    call_on_zeros(replace(supervision, source=source), student, Learned(0))
 
 
-def _objectives(config: Mapping, model: Mapping, teacher_model: Mapping | None, count: int, dataset: datasets.Dataset):
-    """Of a Teaching: what is asked of the student; the teacher's layers that this needs; how answers are read."""
+def _without_teacher(
+    config: Mapping, model: Mapping, teacher_model: Mapping | None, dataset: datasets.Dataset
+) -> tuple[Supervision, dict[str, str]]:
+    """The objectives with what they are given of the student, and the teacher's layers, by name, that they need."""
     ours, theirs = models.features(model), models.features(teacher_model) if teacher_model else {}
     objective = choosing.expanded(config["objective"], tuple(ours), tuple(theirs))
     named = [layer.partition(":") for layer in choosing.layers(objective)]
-    teacher_layers = {other or name: theirs[other or name] for name, _, other in named}
-    parts = {
-        "objectives": choosing.functions(objective),
-        "layers": {name: ours[name] for name, _, _ in named},
-        "training_size": len(dataset.train.labels),
-    }
-    combine = partial(_combined, config["teacher"], count)
-
-    def told(given, temperature):
-        logits = combine([given[f"logits/{k}"] for k in range(count)], temperature) if count else None
-        return logits, {name: given[name] for name in teacher_layers}
-
-    return parts, teacher_layers, told
+    supervision = Supervision(
+        objectives=choosing.functions(objective),
+        layers={name: ours[name] for name, _, _ in named},
+        training_size=len(dataset.train.labels),
+    )
+    return supervision, {other or name: theirs[other or name] for name, _, other in named}
 
 
-def _teaching(
+def _supervision(
     config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, model: Mapping, sums: Sequence[str]
-) -> Teaching:
-    """What the student learns from, with its teachers asked already, or made to be asked in the step.
+) -> Supervision:
+    """What the student learns from, with its teachers asked already, or to be asked in the step.
 
-    `sums` are those of the teachers' weights, as the run's record has them: what was read is to be just that.
+    `sums` are those of the teachers' weights, as the run's record has them: what was read is to be just that. Raises
+    InputError where it is not.
     """
     teacher_model = runs.read(sources[0])["model"] if sources and sources[0].is_dir() else None
-    count = config["distill"]["peers"] or len(sources)
-    parts, teacher_layers, told = _objectives(config, model, teacher_model, count, dataset)
+    supervision, layers = _without_teacher(config, model, teacher_model, dataset)
+    if peers := config["distill"]["peers"]:
+        return replace(supervision, source=Peers(peers, _decoder(config, peers, layers)))
     if not sources:
-        nobody = {"kept": {}, "ask": None, "validation": None, "test": None}
-        return Teaching(**parts, **nobody, told=told, peers=config["distill"]["peers"])
-
-    kept = _kept(config, sources, dataset, teacher_layers)
-    if kept:
-        logits, features = kept
-        kept = {f"logits/{k}": found["train"] for k, found in enumerate(logits)} | features
-        ask = None
+        return supervision
+    decode = _decoder(config, len(sources), layers)
+    if cached := _cached(config, sources, dataset, layers):
+        logits, features = cached
+        source = CachedTeacher(encode([found["train"] for found in logits], features), decode)
     else:
-        networks, logits = zip(*(answers.live(config, source, dataset) for source in sources), strict=True)
-        kept, ask = {}, _asked(networks, teacher_layers)
-    combine = partial(_combined, config["teacher"], count)
-    if [checkpoint.weights_of(source) for source in sources] != list(sums):
+        networks, logits = zip(*(outputs.live(config, each, dataset) for each in sources), strict=True)
+        source = live_teachers(networks, layers, decode)
+    if [checkpoint.weights_of(each) for each in sources] != list(sums):
         raise InputError("The teacher's file was changed while kdrun was reading it. Start the run again.")
-    splits = {
-        split: combine([tf.constant(found[split]) for found in logits], 1.0).numpy().astype(np.float32)
+    teacher_logits = {
+        split: _combined(config["teacher"], [tf.constant(found[split]) for found in logits], 1.0)
+        .numpy()
+        .astype(np.float32)
         for split in ("validation", "test")
     }
-    return Teaching(**parts, kept=kept, ask=ask, told=told, **splits)
+    return replace(supervision, source=source, teacher_logits=teacher_logits)
 
 
-def _kept(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, layers: Mapping[str, str]):
+def _cached(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, layers: Mapping[str, str]):
     """Each source's logits by split, and the features of `layers`; None where teachers are to run live instead."""
-    why = answers.why_live(config, dataset)
+    why = outputs.why_live(config, dataset)
     if cache.wanted(config) or sources[0].is_file():
         features = {}
         if layers:
             why = "objectives on features; teacher.cache_features=true would keep them"
             features = (
-                answers.kept_features(config, sources[0], dataset, layers)
+                outputs.kept_features(config, sources[0], dataset, layers)
                 if config["teacher"]["cache_features"]
                 else None
             )
         if features is not None:
-            logits = [answers.kept(config, source, dataset) for source in sources]
+            logits = [outputs.kept(config, source, dataset) for source in sources]
             if all(logits):
                 return logits, features
     log.info("distill: the teacher runs beside the student: %s", why)
     return None
 
 
-def _asked(networks: Sequence, layers: Mapping[str, str]):
-    """A function from prepared images to the answers of networks, and the first one's features."""
-    first = models.with_features(networks[0], layers) if layers else None
-
-    def ask(images):
-        logits, features = first(images, training=False) if first else (networks[0](images, training=False), {})
-        others = [network(images, training=False) for network in networks[1:]]
-        found = {f"logits/{k}": each for k, each in enumerate([logits, *others])} | features
-        return {name: tf.stop_gradient(each) for name, each in found.items()}
-
-    return ask
+def _decoder(config: Mapping, count: int, layers: Mapping[str, str]) -> Decode:
+    return decoder(partial(_combined, config["teacher"]), count, tuple(layers))
 
 
-def _combined(teacher: Mapping, count: int, logits: Sequence[tf.Tensor], temperature: tf.Tensor) -> tf.Tensor:
+def _combined(teacher: Mapping, logits: Sequence[tf.Tensor], temperature: tf.Tensor | float) -> tf.Tensor:
     """One teacher's logits as they are; those of several, combined."""
-    if count == 1:
+    if len(logits) == 1:
         return logits[0]
-    weights = np.array(teacher["weights"] or [1.0] * count)
+    weights = np.array(teacher["weights"] or [1.0] * len(logits))
     return combined(tf.stack(logits, axis=1), temperature, weights / weights.sum(), teacher["combine"])

@@ -18,7 +18,7 @@ from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
 from kdrun.runtime import precision
 from kdrun.stages import chain
-from kdrun.stages.train import Start, train_network
+from kdrun.stages.train import InitialWeights, train_network
 from kdrun.teachers import checkpoint
 
 log = logging.getLogger(__name__)
@@ -84,12 +84,13 @@ def specialist(config: Mapping, run_dir: Path) -> dict:
             _with_dustbin(array, classes) for array in models.classifier(network).get_weights()
         ]
 
-        def begin(model) -> None:
+        def assign(model) -> None:
             for name, weights_of_layer in begins.items():
                 model.get_layer(name).set_weights(weights_of_layer)
 
-        start = Start({"generalist": weights, "classes": classes, "seed": seed}, begin)  # which draws the others
-        results = train_network(config, run_dir, record, dataset, theirs["model"], seed, start=start)
+        # the seed draws the other classes' images
+        initial = InitialWeights({"generalist": weights, "classes": classes, "seed": seed}, assign)
+        results = train_network(config, run_dir, record, dataset, theirs["model"], seed, initial_weights=initial)
         others = np.isin(whole.train.labels, classes, invert=True).sum()
         seen = (dataset.train.labels == len(classes)).sum()
         results["dustbin_shift"] = float(np.log(others / seen))

@@ -24,8 +24,9 @@ from kdrun.storage import files
 from kdrun.tracking.monitor import Monitor
 from kdrun.training import loop, schedules, state
 from kdrun.training.execute import Program, compiled_steps
-from kdrun.training.network import Network, Teaching, reuse_or_build
+from kdrun.training.network import Network, reuse_or_build
 from kdrun.training.settings import Annealed, Settings
+from kdrun.training.supervision import LABELS_ALONE, Supervision
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +55,22 @@ def _supervised(config: Mapping, run_dir: Path, seed: int) -> dict:
         return train_network(config, run_dir, record, dataset, config[stage]["model"], seed)
 
 
-class Taught(NamedTuple):
-    """Teaching to be: what its part in training depends on, as plain values, and how to make it."""
+class SupervisionSpec(NamedTuple):
+    """How supervision is made, and all that it depends on, as plain values."""
 
-    depends: Mapping
-    make: Callable[[], Teaching]
+    compile_key: Mapping
+    build: Callable[[], Supervision]
 
 
-class Start(NamedTuple):
-    """Weights that are not the initial ones: what they depend on, as plain values, and how a model gets them."""
+class InitialWeights(NamedTuple):
+    """How a model gets weights other than those that are drawn, and all that they depend on, as plain values."""
 
-    depends: Mapping
-    begin: Callable
+    compile_key: Mapping
+    assign: Callable
+
+
+ON_LABELS = SupervisionSpec({}, lambda: LABELS_ALONE)
+AS_DRAWN = InitialWeights({}, lambda model: None)
 
 
 def train_network(
@@ -75,13 +80,10 @@ def train_network(
     dataset: datasets.Dataset,
     model_keys: Mapping,
     seed: int,
-    taught: Taught | None = None,
-    start: Start | None = None,
+    supervision: SupervisionSpec = ON_LABELS,
+    initial_weights: InitialWeights = AS_DRAWN,
 ) -> dict:
-    """Train the network of a stage; fills in `record` and returns its results.
-
-    `taught` is for distilling, None for training on labels alone; `start` for a network that takes over weights.
-    """
+    """Train the network of a stage; fills in `record` and returns its results."""
     stage = config["stage"]
     precision.prepare_machine()
     settings = settings_of(config, seed)
@@ -94,7 +96,7 @@ def train_network(
             f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {policy} here. "
             "Go on where it began."
         )
-    program = _program(config, dataset, model_keys, image_shape, settings, policy, taught, start)
+    program = _program(config, dataset, model_keys, image_shape, settings, policy, supervision, initial_weights)
     network = program.network
     started, histograms = datetime.fromisoformat(record["started"]), config["tensorboard"]["histograms"]
     for folder in ("checkpoints", "predictions"):
@@ -206,20 +208,19 @@ def _program(
     image_shape: tuple[int, int, int],
     settings: Settings,
     policy: str,
-    taught: Taught | None,
-    start: Start | None,
+    supervision: SupervisionSpec,
+    initial_weights: InitialWeights,
 ) -> Program:
     """The network as it is before its first step, compiled; a sweep's next job may get the same one again."""
 
     def build(seed: int):
         model = models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
-        if start:
-            start.begin(model)
+        initial_weights.assign(model)
         return model
 
     def make() -> Program:
-        teaching = taught.make() if taught else None  # before the student: a teacher may be asked now and let go of
-        network = Network(build, settings.seed, settings.optimizer, policy == "mixed_float16", teaching)
+        taught = supervision.build()  # before the student: a teacher may be asked now and let go of
+        network = Network(build, settings.seed, settings.optimizer, policy == "mixed_float16", taught)
         infer = compiled_inference(
             network.model, dataset.test.images.shape[1:], config["evaluation_batch_size"], settings.image_size
         )
@@ -237,8 +238,8 @@ def _program(
         "data": config["data"],
         "dataset_sha256": dataset.sha256,
         "subset": settings.seed if config["data"]["train_fraction"] < 1 else None,
-        "taught": taught.depends if taught else None,
-        "start": start.depends if start else None,
+        "supervision": supervision.compile_key,
+        "initial_weights": initial_weights.compile_key,
     }
     program = reuse_or_build(compile_key, make)
     program.network.reset(settings.seed)

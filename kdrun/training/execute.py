@@ -10,12 +10,12 @@ import tensorflow as tf
 from kdrun.data import batches
 from kdrun.data.datasets import Split
 from kdrun.evaluation.inference import Infer
-from kdrun.models.build import with_features
 from kdrun.runtime import signals as stopping
 from kdrun.training import schedules
 from kdrun.training.network import Network
 from kdrun.training.settings import Settings
-from kdrun.training.step import Forward, Inputs, TrainingSet, metric_names, training_step
+from kdrun.training.step import Inputs, TrainingSet, metric_names, training_step
+from kdrun.training.supervision import forward
 
 _SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
 
@@ -37,17 +37,16 @@ def compiled_steps(network: Network, split: Split, settings: Settings) -> Callab
     anew. The metrics are float32 [steps, len(step.metric_names)]. Of `settings`, batch size, preprocessing and whether
     images are mixed are used.
     """
-    teaching = network.teaching
-    objectives = teaching.objectives if teaching else {}
+    supervision = network.supervision
     training_set = TrainingSet(tf.constant(split.images), tf.constant(split.labels))
-    forward = _forward(network)
-    metrics = len(metric_names(objectives))
+    student = forward(network.model, supervision.layers)
+    metrics = len(metric_names(supervision.objectives))
     batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
-    values = tf.TensorSpec([None, 3 + len(objectives)], tf.float32)
+    values = tf.TensorSpec([None, 3 + len(supervision.objectives)], tf.float32)
     share, draw = tf.TensorSpec([None], tf.float32), tf.TensorSpec([None, 2], tf.int32)
     cached = {
         name: tf.TensorSpec([None, settings.batch_size, *array.shape[2:]], tf.float32)
-        for name, array in (teaching.kept if teaching else {}).items()
+        for name, array in supervision.cached.items()
     }
 
     @tf.function(input_signature=[batch, batch, values, share, draw, cached])
@@ -56,17 +55,10 @@ def compiled_steps(network: Network, split: Split, settings: Settings) -> Callab
         for k in tf.range(tf.shape(indices)[0]):
             of_step = {name: array[k] for name, array in cached.items()}
             inputs = Inputs(indices[k], views[k], values[k], shares[k], draws[k], of_step)
-            rows = rows.write(k, training_step(network, forward, training_set, settings, inputs))
+            rows = rows.write(k, training_step(network, student, training_set, settings, inputs))
         return rows.stack()
 
     return run_steps
-
-
-def _forward(network: Network) -> Forward:
-    """The student with the features that objectives are given."""
-    if network.teaching and network.teaching.layers:
-        return with_features(network.model, network.teaching.layers)
-    return lambda images, training: (network.model(images, training=training), {})
 
 
 def take_steps(program: Program, settings: Settings, step: int, end: int, labels: np.ndarray) -> Iterator[np.ndarray]:
@@ -74,11 +66,10 @@ def take_steps(program: Program, settings: Settings, step: int, end: int, labels
 
     They are float32 [steps of the call, len(step.metric_names)]. Raises Stopped between calls when a signal asks it to.
     """
-    teaching = program.network.teaching
-    size, kept = len(labels), teaching.kept if teaching else {}
+    size, cached = len(labels), program.network.supervision.cached
     per_epoch = batches.steps_per_epoch(size, settings.batch_size)
     views, count = batches.view_count(settings.jitter, settings.flip), 1
-    asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)  # whose answer each image gets
+    asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)  # whose teacher outputs each image gets
     while step < end:
         stopping.check()
         started = time.perf_counter()
@@ -86,8 +77,8 @@ def take_steps(program: Program, settings: Settings, step: int, end: int, labels
         values = step_values(settings, step, count, per_epoch)
         shares = batches.shares(settings.seed, step, count, settings.mixup)
         draws = np.stack([np.full(count, settings.seed), np.arange(step, step + count)], axis=1).astype(np.int32)
-        answers = {name: answer[chosen, asked_for[indices]] for name, answer in kept.items()}
-        yield program.run_steps(indices, chosen, values, shares, draws, answers).numpy()
+        of_steps = {name: array[chosen, asked_for[indices]] for name, array in cached.items()}
+        yield program.run_steps(indices, chosen, values, shares, draws, of_steps).numpy()
         step += count
         affordable = int(_SECONDS_PER_CALL * count / (time.perf_counter() - started))
         count = min(max(1, affordable), 2 * count, max(1, end - step))

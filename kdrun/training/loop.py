@@ -81,8 +81,8 @@ def train(
     is looked at once, here at the end. Raises Diverged when the loss is not finite, Stopped when a signal asks for it.
     """
     network = program.network
-    teaching = network.teaching
-    names = metric_names(teaching.objectives if teaching else ())
+    objectives = network.supervision.objectives
+    names = metric_names(objectives)
     per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
     folder = run_dir / "checkpoints"
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
@@ -112,7 +112,7 @@ def train(
             measured = {name: value / per_epoch for name, value in zip(names, progress.sums, strict=True)}
             validation_logits = logits(program.infer, dataset.validation.images)
             validation = metrics.evaluate(
-                validation_logits, dataset.validation.labels, teaching and teaching.validation
+                validation_logits, dataset.validation.labels, network.supervision.teacher_logits.get("validation")
             )
             cross_entropy_ = validation["cross_entropy"]
             said = [f"validation {name.replace('_', '-')}" for name in validation]
@@ -127,8 +127,8 @@ def train(
             progress.epochs, progress.sums = epoch, [0.0] * len(names)
             rate, *others = step_values(settings, progress.step - 1, 1, per_epoch)[0].tolist()
             values = {"learning_rate": rate}
-            if teaching:
-                named = ("temperature", "alpha", *(f"weight/{name}" for name in teaching.objectives))
+            if objectives:
+                named = ("temperature", "alpha", *(f"weight/{name}" for name in objectives))
                 values |= dict(zip(named, others, strict=True))
             monitor.epoch(epoch, {**measured, **values}, validation, progress.best["epoch"], network.model)
             save()
@@ -223,7 +223,5 @@ def _test(program: Program, best_weights, dataset: Dataset, run_dir: Path) -> di
     for name, found in test.items():
         metrics.check_finite(found, f"on the test split, with the {name} weights")
     predictions.write(run_dir / "predictions" / "test.npz", dataset.test.labels, test["best"], test["last"])
-    teaching = program.network.teaching
-    return {
-        name: metrics.evaluate(test[name], dataset.test.labels, teaching and teaching.test) for name in ("best", "last")
-    }
+    teacher_logits = program.network.supervision.teacher_logits.get("test")
+    return {name: metrics.evaluate(test[name], dataset.test.labels, teacher_logits) for name in ("best", "last")}

@@ -8,39 +8,18 @@ that one network serves them all, and each starts from exactly what a process of
 import gc
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
-from kdrun.objectives.batch import Batch
 from kdrun.objectives.learned import Learned
 from kdrun.optimizers.flat import FlatOptimizer
+from kdrun.training.supervision import LABELS_ALONE, Supervision, call_on_zeros
 
 _SEEDS_REMEMBERED = 16
 
 Built = TypeVar("Built")
-Answers = Mapping[str, tf.Tensor]  # what teachers say of a batch, by name
-
-
-class Teaching(NamedTuple):
-    """What a distilled student learns from.
-
-    `objectives` are functions of a Batch, by name, and `layers` the student's layers, by name, whose features they get.
-    Teachers' answers on the training set are either `kept`, float32 [views, n, ...] by name, or `ask(images)` gives
-    them inside the compiled step for prepared images. `told(answers, temperature)` makes teacher logits and features of
-    a batch's answers. `validation` and `test` are the teacher's logits on those splits; None without a teacher.
-    """
-
-    objectives: Mapping[str, Callable[[Batch], tf.Tensor]]
-    layers: Mapping[str, str]
-    kept: Mapping[str, np.ndarray]
-    ask: Callable[[tf.Tensor], Answers] | None
-    told: Callable[[Answers, tf.Tensor], tuple[tf.Tensor | None, Mapping[str, tf.Tensor]]]
-    validation: np.ndarray | None
-    test: np.ndarray | None
-    training_size: int
-    peers: int = 0
 
 
 class Network:
@@ -51,15 +30,19 @@ class Network:
     """
 
     def __init__(
-        self, build: Callable, seed: int, optimizer: Mapping, scale_loss: bool, teaching: Teaching | None = None
+        self,
+        build: Callable,
+        seed: int,
+        optimizer: Mapping,
+        scale_loss: bool,
+        supervision: Supervision = LABELS_ALONE,
     ):
         self._build = build
         self.model = build(seed)
-        self.teaching = teaching
-        self.peers = [build(seed + number) for number in range(1, 1 + (teaching.peers if teaching else 0))]
+        self.supervision = supervision
+        self.peers = [build(seed + number) for number in range(1, 1 + supervision.peers)]
         self.learned = Learned(seed)
-        if teaching and not teaching.peers:
-            ask_once(self.model, teaching, self.learned)
+        call_on_zeros(supervision, self.model, self.learned)
         trained = [v for model in (self.model, *self.peers) for v in model.trainable_variables]
         trained += self.learned.trainable_variables
         self.optimizer = FlatOptimizer(optimizer, trained, scale_loss)
@@ -115,34 +98,6 @@ def release() -> None:
     """Let go of what was built, memory included: tf_keras's objects refer to each other in circles."""
     _built.clear()
     gc.collect()
-
-
-def ask_once(model, teaching: Teaching, learned: Learned) -> None:
-    """Ask the objectives on a batch of zeros: they make their weights, which they cannot in a compiled function."""
-    size = 4
-    teacher_logits, teacher_features = tf.zeros([size, model.output.shape[-1]]), {}
-    if teaching.kept:
-        answers = {name: tf.zeros([size, *array.shape[2:]]) for name, array in teaching.kept.items()}
-        teacher_logits, teacher_features = teaching.told(answers, tf.constant(1.0))
-    elif teaching.layers:
-        teacher_logits, teacher_features = teaching.told(
-            teaching.ask(tf.zeros([size, *model.input.shape[1:]])), tf.constant(1.0)
-        )
-    shapes = {name: model.get_layer(layer).output.shape[1:] for name, layer in teaching.layers.items()}
-    batch = Batch(
-        tf.zeros([size, model.output.shape[-1]]),
-        teacher_logits,
-        tf.zeros([size], tf.int32),
-        features={name: tf.zeros([size, *shape]) for name, shape in shapes.items()},
-        teacher_features=teacher_features,
-        learned=learned,
-        indices=tf.range(size) % teaching.training_size,
-        training_size=teaching.training_size,
-        training_labels=tf.zeros([teaching.training_size], tf.int32),
-        random_seed=tf.zeros([2], tf.int32),
-    )
-    for objective in teaching.objectives.values():
-        objective(batch)
 
 
 def _state(model) -> list[tf.Variable]:

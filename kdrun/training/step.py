@@ -1,6 +1,6 @@
 """One training step and its losses, as plain functions of tensors; execute.py compiles them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -8,13 +8,11 @@ import tensorflow as tf
 from kdrun.models.preprocessing import gathered
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.logits import cross_entropy
-from kdrun.training.network import Network, Teaching
+from kdrun.training.network import Network
 from kdrun.training.settings import Settings
+from kdrun.training.supervision import Forward, StepBatch, TeacherOutputs
 
 STEP_METRICS = ("loss", "cross_entropy", "accuracy", "distillation_loss")  # and then each objective's own
-
-# from images, and whether in training mode, to logits and features by name
-Forward = Callable[..., tuple[tf.Tensor, Mapping[str, tf.Tensor]]]
 
 
 class TrainingSet(NamedTuple):
@@ -29,8 +27,8 @@ class Inputs(NamedTuple):
 
     indices, views: int32 [batch], which images and how each is augmented. values: float32 [3 + objectives], the
     learning rate, temperature, alpha and the objectives' weights. share: float32 scalar, how much of an image is its
-    own where images are mixed. draw: int32 [2], a seed for random operations. cached: what teachers are known to say
-    of the images, float32 [batch, ...] by name.
+    own where images are mixed. draw: int32 [2], a seed for random operations. cached: as in
+    supervision.StepBatch.
     """
 
     indices: tf.Tensor
@@ -55,15 +53,13 @@ def training_step(
     `forward` is the student with its features. The metrics are float32 [len(metric_names)]. Of `settings`, the
     preprocessing and whether images are mixed are used.
     """
-    teaching = network.teaching
+    supervision = network.supervision
     learning_rate, temperature, alpha, *weights = tf.unstack(inputs.values)
     labels = tf.gather(training_set.labels, inputs.indices)
     images = _prepared(training_set.images, settings, inputs)
-    given = teaching.ask(images) if teaching and teaching.ask else inputs.cached
     with tf.GradientTape() as tape:
         logits, features = forward(images, training=True)
         together = [logits, *(peer(images, training=True) for peer in network.peers)]
-        heard = [_others(together, place) for place in range(len(together))] if network.peers else [given]
         known = Batch(
             logits,
             labels=labels,
@@ -71,14 +67,17 @@ def training_step(
             features=features,
             learned=network.learned,
             indices=inputs.indices,
-            training_size=teaching.training_size if teaching else 0,
+            training_size=supervision.training_size,
             training_labels=training_set.labels,
             random_seed=inputs.draw,
         )
-        parts = [
-            losses(teaching, known._replace(logits=each), answers, alpha, weights)
-            for each, answers in zip(together, heard, strict=True)
-        ]
+        parts = []
+        for place, each in enumerate(together):
+            with tape.stop_recording():  # nothing of a teacher gets a gradient
+                batch = StepBatch(temperature, inputs.cached, [*together[:place], *together[place + 1 :]])
+                teacher = supervision.source.outputs(batch, images)
+            objectives = supervision.objectives.values()
+            parts.append(losses(objectives, known._replace(logits=each), teacher, alpha, weights))
         scaled_loss = network.optimizer.scaled(tf.add_n([loss for loss, *_ in parts]))
     network.optimizer.minimize(tape, scaled_loss, learning_rate)
     correct = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
@@ -88,19 +87,21 @@ def training_step(
 
 
 def losses(
-    teaching: Teaching | None,
+    objectives: Collection[Callable[[Batch], tf.Tensor]],
     batch: Batch,
-    answers: Mapping[str, tf.Tensor],
+    teacher: TeacherOutputs,
     alpha: tf.Tensor,
     weights: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """What training is to make smaller, and what that consists of: cross-entropy, distillation loss, objectives."""
+    """The loss, and what it consists of: cross-entropy, distillation loss and each objective; float32 scalars.
+
+    Without objectives the loss is the cross-entropy. The batch's own teacher side is not looked at.
+    """
     label_loss = cross_entropy(batch.logits, batch.labels)
-    if not teaching:
+    if not objectives:
         return [label_loss, label_loss]
-    teacher_logits, teacher_features = teaching.told(answers, batch.temperature)
-    batch = batch._replace(teacher_logits=teacher_logits, teacher_features=teacher_features)
-    terms = [objective(batch) for objective in teaching.objectives.values()]
+    batch = batch._replace(teacher_logits=teacher.logits, teacher_features=teacher.features)
+    terms = [objective(batch) for objective in objectives]
     distillation_loss = tf.add_n([weight * term for weight, term in zip(weights, terms, strict=True)])
     return [(1.0 - alpha) * label_loss + alpha * distillation_loss, label_loss, distillation_loss, *terms]
 
@@ -111,9 +112,3 @@ def _prepared(images: tf.Tensor, settings: Settings, inputs: Inputs) -> tf.Tenso
     if settings.mixup:  # with those of the batch in the opposite order, which is as random as any
         prepared = inputs.share * prepared + (1.0 - inputs.share) * tf.reverse(prepared, [0])
     return prepared
-
-
-def _others(together: Sequence[tf.Tensor], place: int) -> dict[str, tf.Tensor]:
-    """For networks that learn from each other: the logits of all but one, as its teachers' answers."""
-    others = [each for number, each in enumerate(together) if number != place]
-    return {f"logits/{number}": tf.stop_gradient(each) for number, each in enumerate(others)}

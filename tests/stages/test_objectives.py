@@ -24,7 +24,7 @@ from kdrun.data import batches, datasets  # noqa: E402
 from kdrun.models import build as models  # noqa: E402
 from kdrun.objectives import logits as soft_targets  # noqa: E402
 from kdrun.teachers import checkpoint  # noqa: E402
-from kdrun.training import execute, network  # noqa: E402
+from kdrun.training import execute, network, supervision  # noqa: E402
 from kdrun.training.settings import Annealed, Settings  # noqa: E402
 
 SMALL = ["data.train_size=320", "data.validation_size=200", "data.test_size=200", "data.image_size=28", "epochs=2"]
@@ -119,7 +119,7 @@ def test_projections_move_and_a_live_teachers_batch_norm_does_not(outputs, tmp_p
     (kept,) = (program.network for program in network._built.values())
     before, after = kept.learned.initial(42), [variable.numpy() for variable in kept.learned.variables]
     assert len(after) == 4 and all(np.any(a != b) for a, b in zip(before, after, strict=True))
-    asked = kept.teaching.ask.__closure__  # the networks that the step has asked all along
+    asked = kept.supervision.source.forward.__closure__  # the networks that the step has asked all along
     teachers = [cell.cell_contents for cell in asked if hasattr(cell.cell_contents, "layers")]
     expected = checkpoint.load(dense, "float32").get_weights()
     for live in teachers:
@@ -365,15 +365,12 @@ def test_a_step_of_peers_is_that_of_the_formula():
     def build(seed):
         return models.build({"name": "mlp", **keys}, (2, 2, 1), 3, seed, "float32")
 
-    def told(given, temperature):
-        return given["logits/0"], {}
-
     def objective(batch):
         return soft_targets.kd(batch, scale_by_temperature_squared=True, standardise_logits=False)
 
-    nobody = {"layers": {}, "kept": {}, "ask": None, "validation": None, "test": None, "training_size": 8}
-    teaching = network.Teaching(objectives={"kd": objective}, told=told, peers=1, **nobody)
-    made = network.Network(build, 1, sgd, False, teaching)
+    peers = supervision.Peers(1, supervision.decoder(lambda logits, temperature: logits[0], 1, ()))
+    learned_from = supervision.Supervision({"kd": objective}, source=peers, training_size=8)
+    made = network.Network(build, 1, sgd, False, learned_from)
     settings = Settings(1, 1, 8, 2, 0, False, sgd, Annealed(2.0), Annealed(0.25), [Annealed(1.0)])
     before = [[w.astype(np.float64) for w in m.get_weights()] for m in (made.model, *made.peers)]
     steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)
@@ -411,10 +408,8 @@ def test_an_objective_gets_the_labels_of_the_batch_and_of_all_training_images():
         same = tf.gather(batch.training_labels, batch.indices) == batch.labels
         return tf.cast(tf.reduce_all(same), tf.float32)
 
-    nobody = {"layers": {}, "kept": {}, "ask": None, "validation": None, "test": None, "training_size": 8}
     objectives = {"digits": digits, "of_the_batch": of_the_batch}
-    teaching = network.Teaching(objectives=objectives, told=lambda given, temperature: (None, {}), **nobody)
-    made = network.Network(build, 1, sgd, False, teaching)
+    made = network.Network(build, 1, sgd, False, supervision.Supervision(objectives, training_size=8))
     weights = [Annealed(1.0)] * 2
     settings = Settings(1, 1, 3, 2, 0, False, sgd, Annealed(2.0), Annealed(0.25), weights)
     steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)

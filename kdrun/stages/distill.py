@@ -19,8 +19,9 @@ from kdrun.registry import register
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
 from kdrun.runtime import precision
-from kdrun.stages.train import AS_DRAWN, InitialWeights, SupervisionSpec, train_network
+from kdrun.stages.train import train_network
 from kdrun.teachers import cache, checkpoint, outputs, overlap
+from kdrun.training.job import AS_DRAWN, InitialWeights, SupervisionSpec
 from kdrun.training.supervision import (
     CachedTeacher,
     Decode,
@@ -63,7 +64,6 @@ def distill(config: Mapping, run_dir: Path) -> dict:
                 "cached": cache.wanted(config),
                 "teachers": depends["teachers"],
                 "cache_features": config["teacher"]["cache_features"],
-                "mixed": bool(config["distill"]["mixup"]),
                 "peers": config["distill"]["peers"],
             },
             build=partial(_supervision, config, sources, dataset, model, depends["teacher_weights"]),

@@ -18,8 +18,9 @@ from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
 from kdrun.runtime import precision
 from kdrun.stages import chain
-from kdrun.stages.train import InitialWeights, train_network
+from kdrun.stages.train import train_network
 from kdrun.teachers import checkpoint
+from kdrun.training.job import InitialWeights
 
 log = logging.getLogger(__name__)
 

@@ -1,19 +1,14 @@
 """Training on labels: the teacher, and the student alone. Distilling trains the same way, with a teacher beside."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from kdrun.data import batches, datasets
+from kdrun.data import datasets
 from kdrun.errors import InputError
-from kdrun.evaluation import metrics
-from kdrun.evaluation.inference import compiled_inference, latency, logits
-from kdrun.models import build as models
-from kdrun.models.weights import save_weights
 from kdrun.objectives import selection as choosing
 from kdrun.registry import register
 from kdrun.reports import figures
@@ -22,15 +17,11 @@ from kdrun.runs.recording import recording, update
 from kdrun.runtime import precision
 from kdrun.storage import files
 from kdrun.tracking.monitor import Monitor
-from kdrun.training import loop, schedules, state
-from kdrun.training.execute import Program, compiled_steps
-from kdrun.training.network import Network, reuse_or_build
+from kdrun.training import job as jobs
+from kdrun.training.job import AS_DRAWN, ON_LABELS, InitialWeights, SupervisionSpec, TrainingJob
 from kdrun.training.settings import Annealed, Settings
-from kdrun.training.supervision import LABELS_ALONE, Supervision
 
 log = logging.getLogger(__name__)
-
-_LOGS = 500_000  # bytes of a short run's logs, curves and pictures
 
 FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz", "metrics.jsonl")
 
@@ -55,24 +46,6 @@ def _supervised(config: Mapping, run_dir: Path, seed: int) -> dict:
         return train_network(config, run_dir, record, dataset, config[stage]["model"], seed)
 
 
-class SupervisionSpec(NamedTuple):
-    """How supervision is made, and all that it depends on, as plain values."""
-
-    compile_key: Mapping
-    build: Callable[[], Supervision]
-
-
-class InitialWeights(NamedTuple):
-    """How a model gets weights other than those that are drawn, and all that they depend on, as plain values."""
-
-    compile_key: Mapping
-    assign: Callable
-
-
-ON_LABELS = SupervisionSpec({}, lambda: LABELS_ALONE)
-AS_DRAWN = InitialWeights({}, lambda model: None)
-
-
 def train_network(
     config: Mapping,
     run_dir: Path,
@@ -86,18 +59,14 @@ def train_network(
     """Train the network of a stage; fills in `record` and returns its results."""
     stage = config["stage"]
     precision.prepare_machine()
-    settings = settings_of(config, seed)
-    size = settings.image_size
-    image_shape = (size, size, dataset.train.images.shape[3])
-    steps_per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
-    policy = precision.policy(config["precision"])
-    if record.get("precision", policy) != policy:
+    job = job_of(config, dataset, model_keys, seed, supervision, initial_weights)
+    settings, steps_per_epoch = job.settings, job.steps_per_epoch
+    if record.get("precision", job.policy) != job.policy:
         raise InputError(
-            f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {policy} here. "
+            f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {job.policy} here. "
             "Go on where it began."
         )
-    program = _program(config, dataset, model_keys, image_shape, settings, policy, supervision, initial_weights)
-    network = program.network
+    program = jobs.prepare(job)
     started, histograms = datetime.fromisoformat(record["started"]), config["tensorboard"]["histograms"]
     for folder in ("checkpoints", "predictions"):
         (run_dir / folder).mkdir(exist_ok=True)
@@ -112,29 +81,12 @@ def train_network(
         OmegaConf.to_yaml(config),
         _hyperparameters(config, seed),
     ) as monitor:
-        record |= {"model": model_keys, "image_shape": image_shape, "precision": policy, **_described(network)}
-        log.info(
-            "%s: %s, %s parameters, %s, %d epochs of %d steps of %d images -> %s",
-            stage,
-            model_keys["name"],
-            f"{network.model.count_params():,}",
-            policy,
-            settings.epochs,
-            steps_per_epoch,
-            settings.batch_size,
-            run_dir,
-        )
+        record |= {"model": model_keys, "image_shape": job.image_shape, "precision": job.policy}
+        record |= jobs.describe(program)
         update(run_dir, record)
-        save_every = 60 * config["checkpoint"]["every_minutes"]
-        results = loop.train(program, dataset, settings, run_dir, monitor, save_every)
+        results = jobs.run(job, program, run_dir, monitor)
         pictures = figures.of_predictions(dataset.test, run_dir)
         monitor.final(results["test"], pictures)
-        if config["measure_latency"]:
-            if not program.latency:
-                program.latency.update(latency(network.model, dataset.test.images, size))
-            results["latency"] = program.latency
-        if network.peers:
-            results["peers"] = _peers(network, config, dataset, run_dir)
         record["results"] = results
         record["files"] = {name: files.sha256(run_dir / name) for name in FILES}
     log.info(
@@ -149,38 +101,33 @@ def train_network(
     return results
 
 
-def _described(network: Network) -> dict:
-    """What a run's record says of its network."""
-    return {
-        "num_classes": network.model.output.shape[-1],
-        "multiply_adds": models.multiply_adds(network.model),
-        "parameters": {
-            "total": network.model.count_params(),
-            "trainable": sum(v.shape.num_elements() for v in network.model.trainable_variables),
-            # trained beside the network, and no part of it
-            "objectives": sum(v.shape.num_elements() for v in network.learned.trainable_variables),
-        },
-        # the last two training states and the next one beside them; best and last weights likewise; logs and curves
-        "room_needed": 3 * state.size(network) + 3 * state.size_of(network.model.variables) + _LOGS,
-    }
-
-
-def _peers(network: Network, config: Mapping, dataset: datasets.Dataset, run_dir: Path) -> list[dict]:
-    """Save the peers' last weights, and measure them on the test set."""
-    found = []
-    for number, peer in enumerate(network.peers, start=1):
-        infer = compiled_inference(
-            peer, dataset.test.images.shape[1:], config["evaluation_batch_size"], config["data"]["image_size"]
-        )
-        said = metrics.check_finite(logits(infer, dataset.test.images), f"on the test split, by peer {number}")
-        found.append(metrics.evaluate(said, dataset.test.labels))
-        save_weights(peer, run_dir / "checkpoints" / f"peer{number}.weights.h5")
-        log.info("peer %d: test accuracy %.4f (last)", number, found[-1]["accuracy"])
-    return found
+def job_of(
+    config: Mapping,
+    dataset: datasets.Dataset,
+    model_keys: Mapping,
+    seed: int,
+    supervision: SupervisionSpec = ON_LABELS,
+    initial_weights: InitialWeights = AS_DRAWN,
+) -> TrainingJob:
+    """The training job of the configured stage."""
+    data = config["data"]
+    return TrainingJob(
+        name=config["stage"],
+        dataset=dataset,
+        data_key={**data, "subset_seed": seed if data["train_fraction"] < 1 else None},
+        model=model_keys,
+        policy=precision.policy(config["precision"]),
+        settings=settings_of(config, seed),
+        evaluation_batch_size=config["evaluation_batch_size"],
+        save_every=60 * config["checkpoint"]["every_minutes"],
+        measure_latency=config["measure_latency"],
+        supervision=supervision,
+        initial_weights=initial_weights,
+    )
 
 
 def settings_of(config: Mapping, seed: int) -> Settings:
-    """The loop's settings for the configured stage."""
+    """How the configured stage trains its network."""
     data, role = config["data"], config[config["stage"]]
     return Settings(
         seed=seed,
@@ -194,56 +141,13 @@ def settings_of(config: Mapping, seed: int) -> Settings:
         optimizer=config["optimizer"],
         temperature=Annealed(config["temperature"], config["temperature_end"]),
         alpha=Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
-        weights=choosing.weights(config["objective"]) if config["stage"] == "distill" else (),
+        weights=[Annealed(*each) for each in choosing.weights(config["objective"])]
+        if config["stage"] == "distill"
+        else (),
         annealing=config["annealing"],
         shuffle=config["teacher"]["shuffle"] if config["stage"] == "distill" else "none",
         mixup=config["distill"]["mixup"] if config["stage"] == "distill" else 0.0,
     )
-
-
-def _program(
-    config: Mapping,
-    dataset: datasets.Dataset,
-    model_keys: Mapping,
-    image_shape: tuple[int, int, int],
-    settings: Settings,
-    policy: str,
-    supervision: SupervisionSpec,
-    initial_weights: InitialWeights,
-) -> Program:
-    """The network as it is before its first step, compiled; a sweep's next job may get the same one again."""
-
-    def build(seed: int):
-        model = models.build(model_keys, image_shape, dataset.num_classes, seed, policy)
-        initial_weights.assign(model)
-        return model
-
-    def make() -> Program:
-        taught = supervision.build()  # before the student: a teacher may be asked now and let go of
-        network = Network(build, settings.seed, settings.optimizer, policy == "mixed_float16", taught)
-        infer = compiled_inference(
-            network.model, dataset.test.images.shape[1:], config["evaluation_batch_size"], settings.image_size
-        )
-        return Program(network, compiled_steps(network, dataset.train, settings), infer)
-
-    # what is neither an input of the compiled functions nor a variable's value
-    optimizer = {key: value for key, value in settings.optimizer.items() if key not in schedules.KEYS}
-    compile_key = {
-        "model": model_keys,
-        "num_classes": dataset.num_classes,
-        "precision": policy,
-        "optimizer": optimizer,
-        "batch_size": settings.batch_size,
-        "evaluation_batch_size": config["evaluation_batch_size"],
-        "data": config["data"],
-        "dataset_sha256": dataset.sha256,
-        "subset": settings.seed if config["data"]["train_fraction"] < 1 else None,
-        "supervision": supervision.compile_key,
-        "initial_weights": initial_weights.compile_key,
-    }
-    program = reuse_or_build(compile_key, make)
-    program.network.reset(settings.seed)
-    return program
 
 
 def _hyperparameters(config: Mapping, seed: int) -> dict:

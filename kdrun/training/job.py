@@ -1,0 +1,171 @@
+"""Training jobs: all that a network's training needs in, what run.json calls results out."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from kdrun.data import batches
+from kdrun.data.datasets import Dataset
+from kdrun.evaluation import metrics
+from kdrun.evaluation.inference import Infer, compiled_inference, latency, logits
+from kdrun.models import build as models
+from kdrun.models.weights import save_weights
+from kdrun.tracking.monitor import Monitor
+from kdrun.training import loop, schedules, state
+from kdrun.training.execute import Program, compiled_steps
+from kdrun.training.network import Network, reuse_or_build
+from kdrun.training.settings import Settings
+from kdrun.training.supervision import LABELS_ALONE, Supervision
+
+log = logging.getLogger(__name__)
+
+_LOGS = 500_000  # bytes of a short run's logs, curves and pictures
+
+
+class SupervisionSpec(NamedTuple):
+    """How supervision is made, and all that it depends on, as plain values."""
+
+    compile_key: Mapping
+    build: Callable[[], Supervision]
+
+
+class InitialWeights(NamedTuple):
+    """How a model gets weights other than those that are drawn, and all that they depend on, as plain values."""
+
+    compile_key: Mapping
+    assign: Callable
+
+
+ON_LABELS = SupervisionSpec({}, lambda: LABELS_ALONE)
+AS_DRAWN = InitialWeights({}, lambda model: None)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A network to be trained.
+
+    `name` is what log lines call it, `model` its model's name and keys, `policy` a tf_keras dtype policy's name, and
+    `save_every` the seconds between training states. `data_key` holds, as plain values, what the dataset was made
+    with.
+    """
+
+    name: str
+    dataset: Dataset
+    data_key: Mapping
+    model: Mapping
+    policy: str
+    settings: Settings
+    evaluation_batch_size: int
+    save_every: float
+    measure_latency: bool
+    supervision: SupervisionSpec = ON_LABELS
+    initial_weights: InitialWeights = AS_DRAWN
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of an image as networks see it: height, width, channels."""
+        return (self.settings.image_size, self.settings.image_size, self.dataset.train.images.shape[3])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last, partial batch of an epoch is filled up."""
+        return batches.steps_per_epoch(len(self.dataset.train.labels), self.settings.batch_size)
+
+    @property
+    def compile_key(self) -> dict:
+        """What is neither an input of the compiled functions nor a variable's value, as plain values."""
+        optimizer = self.settings.optimizer
+        return {
+            "model": self.model,
+            "num_classes": self.dataset.num_classes,
+            "precision": self.policy,
+            "optimizer": {key: value for key, value in optimizer.items() if key not in schedules.KEYS},
+            "batch_size": self.settings.batch_size,
+            "evaluation_batch_size": self.evaluation_batch_size,
+            "mixed": bool(self.settings.mixup),
+            "data": self.data_key,
+            "dataset_sha256": self.dataset.sha256,
+            "supervision": self.supervision.compile_key,
+            "initial_weights": self.initial_weights.compile_key,
+        }
+
+
+def prepare(job: TrainingJob) -> Program:
+    """Build a job's network as it is before its first step, compiled; a sweep's next job may get the same one again."""
+    program = reuse_or_build(job.compile_key, lambda: _build(job))
+    program.network.reset(job.settings.seed)
+    return program
+
+
+def describe(program: Program) -> dict:
+    """What a run's record says of its network."""
+    network = program.network
+    return {
+        "num_classes": network.model.output.shape[-1],
+        "multiply_adds": models.multiply_adds(network.model),
+        "parameters": {
+            "total": network.model.count_params(),
+            "trainable": sum(v.shape.num_elements() for v in network.model.trainable_variables),
+            # trained beside the network, and no part of it
+            "objectives": sum(v.shape.num_elements() for v in network.learned.trainable_variables),
+        },
+        # the last two training states and the next one beside them; best and last weights likewise; logs and curves
+        "room_needed": 3 * state.size(network) + 3 * state.size_of(network.model.variables) + _LOGS,
+    }
+
+
+def run(job: TrainingJob, program: Program, run_dir: Path, monitor: Monitor) -> dict:
+    """Train a prepared network; returns what run.json calls results. Files and errors are those of loop.train."""
+    settings = job.settings
+    log.info(
+        "%s: %s, %s parameters, %s, %d epochs of %d steps of %d images -> %s",
+        job.name,
+        job.model["name"],
+        f"{program.network.model.count_params():,}",
+        job.policy,
+        settings.epochs,
+        job.steps_per_epoch,
+        settings.batch_size,
+        run_dir,
+    )
+    results = loop.train(program, job.dataset, settings, run_dir, monitor, job.save_every)
+    if job.measure_latency:
+        if not program.latency:
+            program.latency.update(latency(program.network.model, job.dataset.test.images, settings.image_size))
+        results["latency"] = program.latency
+    if program.network.peers:
+        results["peers"] = _peers(job, program.network, run_dir)
+    return results
+
+
+def _build(job: TrainingJob) -> Program:
+    def build(seed: int):
+        model = models.build(job.model, job.image_shape, job.dataset.num_classes, seed, job.policy)
+        job.initial_weights.assign(model)
+        return model
+
+    supervision = job.supervision.build()  # before the student: a teacher may be asked now and let go of
+    scale_loss = job.policy == "mixed_float16"
+    network = Network(build, job.settings.seed, job.settings.optimizer, scale_loss, supervision)
+    run_steps = compiled_steps(network, job.dataset.train, job.settings)
+    return Program(network, run_steps, _inference(job, network.model))
+
+
+def _inference(job: TrainingJob, model) -> Infer:
+    return compiled_inference(
+        model, job.dataset.test.images.shape[1:], job.evaluation_batch_size, job.settings.image_size
+    )
+
+
+def _peers(job: TrainingJob, network: Network, run_dir: Path) -> list[dict]:
+    """Save the peers' last weights, and measure them on the test set."""
+    test, found = job.dataset.test, []
+    for number, peer in enumerate(network.peers, start=1):
+        peer_logits = logits(_inference(job, peer), test.images)
+        metrics.check_finite(peer_logits, f"on the test split, by peer {number}")
+        found.append(metrics.evaluate(peer_logits, test.labels))
+        save_weights(peer, run_dir / "checkpoints" / f"peer{number}.weights.h5")
+        log.info("peer %d: test accuracy %.4f (last)", number, found[-1]["accuracy"])
+    return found

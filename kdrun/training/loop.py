@@ -1,4 +1,4 @@
-"""The training loop: steps, validation after every epoch, best and last weights.
+"""The training loop: what happens between calls of the compiled steps. Validation, best and last weights, states.
 
 Ours because `fit` can neither resume in mid-epoch, nor stop at a signal between steps, nor say why a loss diverged.
 """
@@ -110,26 +110,16 @@ def train(
                     log.info("saved a training state at step %d", progress.step)
                     monitor.pause_ended()
             measured = {name: value / per_epoch for name, value in zip(names, progress.sums, strict=True)}
-            validation_logits = logits(program.infer, dataset.validation.images)
-            validation = metrics.evaluate(
-                validation_logits, dataset.validation.labels, network.supervision.teacher_logits.get("validation")
-            )
-            cross_entropy_ = validation["cross_entropy"]
-            said = [f"validation {name.replace('_', '-')}" for name in validation]
-            _check_finite(said, [list(validation.values())], progress.step - 1, epoch, weights["best"])
+            validation = _validate(program, dataset, progress.step, epoch, weights["best"])
             save_weights(network.model, weights["last"])
             progress.last = {"epoch": epoch, **validation}
-            better = progress.best is None or cross_entropy_ < progress.best["cross_entropy"]
+            better = progress.best is None or validation["cross_entropy"] < progress.best["cross_entropy"]
             if better or not settings.held_out:
                 progress.best = progress.last
                 best_weights = network.weights()
                 files.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
             progress.epochs, progress.sums = epoch, [0.0] * len(names)
-            rate, *others = step_values(settings, progress.step - 1, 1, per_epoch)[0].tolist()
-            values = {"learning_rate": rate}
-            if objectives:
-                named = ("temperature", "alpha", *(f"weight/{name}" for name in objectives))
-                values |= dict(zip(named, others, strict=True))
+            values = _last_values(settings, tuple(objectives), progress.step, per_epoch)
             monitor.epoch(epoch, {**measured, **values}, validation, progress.best["epoch"], network.model)
             save()
     except Stopped:
@@ -142,6 +132,26 @@ def train(
         "validation": {"best": progress.best, "last": progress.last},
         "test": _test(program, None if same else best_weights, dataset, run_dir),
     }
+
+
+def _validate(program: Program, dataset: Dataset, step: int, epoch: int, best: Path) -> dict[str, float]:
+    """Validation metrics after `step` steps. Raises Diverged where one is not finite; `best` as in _check_finite."""
+    supervision = program.network.supervision
+    validation_logits = logits(program.infer, dataset.validation.images)
+    validation = metrics.evaluate(
+        validation_logits, dataset.validation.labels, supervision.teacher_logits.get("validation")
+    )
+    names = [f"validation {name.replace('_', '-')}" for name in validation]
+    _check_finite(names, [list(validation.values())], step - 1, epoch, best)
+    return validation
+
+
+def _last_values(settings: Settings, objectives: Sequence[str], step: int, per_epoch: int) -> dict[str, float]:
+    """The values of the last of `step` steps that are worth showing: on labels alone, the learning rate."""
+    names = ["learning_rate"]
+    if objectives:
+        names += ["temperature", "alpha", *(f"weight/{name}" for name in objectives)]
+    return dict(zip(names, step_values(settings, step - 1, 1, per_epoch)[0].tolist(), strict=False))
 
 
 def _restored(

@@ -27,6 +27,7 @@ from kdrun.training.supervision import (
     Decode,
     Peers,
     Supervision,
+    TeacherSource,
     call_on_zeros,
     decoder,
     encode,
@@ -126,7 +127,7 @@ def _supervision(
     decode = _decoder(config, len(sources), layers)
     if cached := _cached(config, sources, dataset, layers):
         logits, features = cached
-        source = CachedTeacher(encode([found["train"] for found in logits], features), decode)
+        source: TeacherSource = CachedTeacher(encode([found["train"] for found in logits], features), decode)
     else:
         networks, logits = zip(*(outputs.live(config, each, dataset) for each in sources), strict=True)
         source = live_teachers(networks, layers, decode)

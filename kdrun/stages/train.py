@@ -6,8 +6,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import OmegaConf
-
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
 from kdrun.evaluation import metrics
@@ -21,7 +19,7 @@ from kdrun.runs import record as runs
 from kdrun.runs.recording import recording, update
 from kdrun.runtime import precision
 from kdrun.storage import files
-from kdrun.tracking.monitor import Monitor
+from kdrun.tracking import tracker as tracking
 from kdrun.training import loop, schedules, state
 from kdrun.training.network import Network, Teaching, kept
 
@@ -29,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _LOGS = 500_000  # bytes of a short run's logs, curves and pictures
 
-FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz", "metrics.jsonl")
+FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz")
 
 
 @register("stage", "teacher")
@@ -93,20 +91,19 @@ def train_network(
             "Go on where it began."
         )
     network = _network(config, dataset, model_keys, image_shape, settings, policy, taught, start)
-    started, histograms = datetime.fromisoformat(record["started"]), config["tensorboard"]["histograms"]
+    run = tracking.Run(
+        run_dir,
+        title=stage,
+        started=datetime.fromisoformat(record["started"]),
+        epochs=settings.epochs,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=settings.batch_size,
+        config=config,
+        hyperparameters=_hyperparameters(config, seed),
+    )
     for folder in ("checkpoints", "predictions"):
         (run_dir / folder).mkdir(exist_ok=True)
-    with Monitor(
-        run_dir,
-        stage,
-        started,
-        settings.epochs,
-        steps_per_epoch,
-        settings.batch_size,
-        histograms,
-        OmegaConf.to_yaml(config),
-        _hyperparameters(config, seed),
-    ) as monitor:
+    with tracking.Trackers(run, tracking.chosen(config["tracker"])) as monitor:
         record |= {"model": model_keys, "image_shape": image_shape, "precision": policy, **_described(network)}
         log.info(
             "%s: %s, %s parameters, %s, %d epochs of %d steps of %d images -> %s",
@@ -123,14 +120,14 @@ def train_network(
         save_every = 60 * config["checkpoint"]["every_minutes"]
         results = loop.train(network, dataset, settings, run_dir, monitor, save_every)
         pictures = figures.of_predictions(dataset.test, run_dir)
-        monitor.final(results["test"], pictures)
+        monitor.end(results["test"], pictures)
         if config["measure_latency"]:
             network.latency = network.latency or latency(network.model, dataset.test.images, size)
             results["latency"] = network.latency
         if network.peers:
             results["peers"] = _peers(network, config, dataset, run_dir)
         record["results"] = results
-        record["files"] = {name: files.sha256(run_dir / name) for name in FILES}
+        record["files"] = {name: files.sha256(run_dir / name) for name in (*FILES, *monitor.files)}
     log.info(
         "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (%s), %.4f (last)",
         stage,

@@ -291,7 +291,8 @@ def _trackers(given: Mapping) -> str:
     """The override that chooses a config's trackers, perhaps none."""
     trackers = given.get("tracker")
     named = trackers.items() if isinstance(trackers, Mapping) else ()
-    return f"tracker=[{','.join(name for name, keys in named if isinstance(keys, Mapping))}]"
+    names = [name for name, keys in named if isinstance(keys, Mapping) or name in choices_of("tracker")]
+    return f"tracker=[{','.join(names)}]"
 
 
 def plain(composed: DictConfig) -> dict:

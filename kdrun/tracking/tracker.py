@@ -100,7 +100,7 @@ class Tracker:
 
     def wrong(self, values, step: int, epochs: int) -> str | None:
         """Say in one line what of a saved state, perhaps somebody else's, cannot be after so many steps and epochs."""
-        return problem(values, self.STATE)
+        return problem(values, type(self).STATE)  # a form may be a function, which is no method
 
     def close(self) -> None:
         """Let go of files and connections, however the run ended; also where `start` was never called."""
@@ -146,7 +146,7 @@ class Trackers:
         states = {name: tracker.state() for name, tracker in self._trackers.items()}
         states = {name: values for name, values in states.items() if values is not None}
         for name in states:
-            if self._trackers[name].STATE is None:
+            if type(self._trackers[name]).STATE is None:
                 raise KdrunError(f"tracker {name} has a state and no form of it. Set STATE: see storage/forms.py.")
         return {"clock": self._clock.state(), "trackers": states}
 

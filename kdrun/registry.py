@@ -1,7 +1,7 @@
 """Names that a config may use, and the functions they stand for.
 
-A dataset, model, optimizer, objective or stage is a function in a module of its group's package, registered under a
-name. Modules are found by looking into the package, so that a new file is all that a new entry needs.
+A dataset, model, optimizer, objective or stage is a function, a tracker a class, in a module of its group's package,
+registered under a name. Modules are found by looking into the package, so that a new file is all that an entry needs.
 """
 
 import sys
@@ -19,6 +19,7 @@ _PACKAGES = {
     "optimizer": "kdrun.optimizers",
     "objective": "kdrun.objectives",
     "stage": "kdrun.stages",
+    "tracker": "kdrun.tracking",
 }
 _functions: dict[tuple[str, str], Callable] = {}
 

@@ -20,6 +20,7 @@ FREE = {
     "measure_latency": "after training",
     "compare": "how runs are held against each other",
     "tensorboard": "what is shown",
+    "tracker": "what is shown",
     "threads": "recorded, and kept by whoever goes on with a run",
     "data.path": "the contents' sha256 counts",
     "epochs": "the default of the stages' own",

@@ -142,8 +142,9 @@ def _check_word(word: str) -> None:
 
 def _checked_values(composed: DictConfig, job: list[str], searched: list[str]) -> dict:
     """A composed config's values, checked one by one."""
-    chosen = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items()]
+    chosen = [f"{group}={choice}" for group, choice in composed.hydra.runtime.choices.items() if group != "tracker"]
     given = plain(composed)
+    chosen.append(_trackers(given))
     if composed.hydra.runtime.choices.get("objective") is None:  # a list, which Hydra does not name there
         chosen.append(_objectives(given))
     known = reference(chosen + searched)
@@ -242,11 +243,12 @@ def _resumed(given: Mapping, overrides: list[str], searched: list[str]) -> tuple
             "model@student.model": saved["student"]["model"]["name"],
             "optimizer": saved["optimizer"]["name"],
             "objective": _objectives(saved).partition("=")[2],
+            "tracker": _trackers(saved).partition("=")[2],
         }
     except (KeyError, TypeError) as error:
         raise InputError(f"{given['resume']}: the config in its run.json lacks {error}. It was changed.") from error
     for group, name in names.items():
-        if not isinstance(name, str) or not re.fullmatch(r"\w+|\[\w+(,\w+)*\]", name):
+        if not isinstance(name, str) or not re.fullmatch(r"\w+|\[(\w+(,\w+)*)?\]", name):
             raise InputError(f"{given['resume']}: {group}={name!r} in its run.json cannot be. It was changed.")
     try:
         known = reference([f"{group}={name}" for group, name in names.items()] + searched)
@@ -283,6 +285,14 @@ def _objectives(given: Mapping) -> str:
     if not names:
         raise InputError("objective must name at least one. Write objective=kd.")
     return f"objective=[{','.join(names)}]"
+
+
+def _trackers(given: Mapping) -> str:
+    """The override that chooses a config's trackers, perhaps none."""
+    trackers = given.get("tracker")
+    named = trackers.items() if isinstance(trackers, Mapping) else ()
+    names = [name for name, keys in named if isinstance(keys, Mapping) or name in choices_of("tracker")]
+    return f"tracker=[{','.join(names)}]"
 
 
 def plain(composed: DictConfig) -> dict:

@@ -20,12 +20,15 @@ FREE = (
     "outputs",
     "checkpoint.every_minutes",
     "tensorboard.histograms",
+    "tracker.tensorboard.histograms",
     "measure_latency",
     "compare.margin",
     "cache_dir",
     "reuse",
 )
 _GROUPS = {key.partition(".")[0] for key in FREE if "." in key}  # a run that began before one came has it as it is now
+# what is as one of these keys says, unless it is given itself
+_FOLLOWING = {"tensorboard.histograms": "tracker.tensorboard.histograms"}
 
 
 class Completed(Exception):
@@ -91,7 +94,7 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[dict, bool
         raise InputError(f"resume: the config in {run_dir}'s run.json lacks keys of a run. Start a new run.")
     code = _named_code(run_dir, record, given, keys)
     for key in keys:
-        if key in code or (code and key == "objective"):
+        if key in code or (code and key == "objective") or key == "tracker":
             continue
         if key not in values or key not in asked:
             raise InputError(f"{key} cannot be chosen anew: a run goes on with its own config. Leave it out.")
@@ -101,6 +104,7 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[dict, bool
                 "Leave it out, or start a new run."
             )
     changed = {key: asked[key] for key in keys if key in FREE} | {"resume": str(run_dir), **code}
+    changed |= {each: asked[each] for key, each in _FOLLOWING.items() if key in keys and each in asked}
     teachers = [teacher["run"] for teacher in record.get("teachers", ())]
     if values["teacher.run"] == "auto" and teachers and Path(teachers[0]).is_dir():
         changed["teacher.run"] = teachers[0]  # not a newer one like it
@@ -108,6 +112,8 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[dict, bool
     if "threads" in values and "threads" in record:
         changed["threads"] = record["threads"]  # whatever this machine has: it is part of what makes bits
     config = _with(began_with, changed)
+    if "tracker" in keys:  # others, or the same with other keys
+        config["tracker"] = given["tracker"]
     if not Path(run_dir).resolve().is_relative_to(Path(config["outputs"]).resolve()):
         raise InputError(
             f"resume: {run_dir} is not below its outputs folder {config['outputs']}, seen from here. Go to the folder "

@@ -150,7 +150,8 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
     labels, logits = predictions.read(run_dir)
     if identity.get("stage") != stage or logits.shape != (test["count"], record["num_classes"]):
         raise InputError("its predictions and its identity are not those of its run.json")
-    curves(run_dir)  # so that a figure need not fail of it
+    if (run_dir / "metrics.jsonl").exists():
+        curves(run_dir)  # so that a figure need not fail of it
     latency = {f"latency_{name}": results.get("latency", {}).get(name) for name in _LATENCY}
     return _identified(record, labels.astype(np.int64)) | {
         "model": record["model"]["name"],

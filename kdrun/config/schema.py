@@ -347,7 +347,16 @@ def _like(default: Any) -> Rule:
         return integer(-(2**63))
     if isinstance(default, float):
         return number(-math.inf)
+    if isinstance(default, Mapping):
+        return _no_keys
     return text if isinstance(default, str) else lambda key, given: given
+
+
+def _no_keys(key: str, given: Any) -> dict:
+    """An empty mapping: of a choice that has no keys of its own."""
+    if given != {}:
+        raise _refused(key, given, "{}: it has no keys")
+    return given
 
 
 def _refused(key: str, given: Any, allowed: str, example: Any = None) -> InputError:

@@ -1,6 +1,7 @@
 """Figures of a comparison: readable in grey and for the colour-blind (Okabe and Ito's colours)."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -121,13 +122,13 @@ def heat_maps(groups: pd.DataFrame) -> Figure | None:
 def learning_curves(runs: Mapping[str, Sequence[str]]) -> Figure | None:
     """Validation accuracy by epoch: the mean over seeds and, as a band, from the lowest to the highest.
 
-    `runs` gives run directories by stage.
+    `runs` gives run directories by stage; those without metrics.jsonl are left out.
     """
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     lowest = []
     for stage, style in STYLES.items():
-        read = [gathering.curves(run) for run in runs.get(stage, ())]
+        read = [gathering.curves(run) for run in runs.get(stage, ()) if (Path(run) / "metrics.jsonl").exists()]
         if not read:
             continue
         table = pd.concat(curve[curve["split"] == "validation"] for curve in read)

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.objectives import selection as choosing
@@ -16,14 +14,14 @@ from kdrun.runs import record as runs
 from kdrun.runs.recording import recording, update
 from kdrun.runtime import precision
 from kdrun.storage import files
-from kdrun.tracking.monitor import Monitor
+from kdrun.tracking import tracker as tracking
 from kdrun.training import job as jobs
 from kdrun.training.job import AS_DRAWN, ON_LABELS, InitialWeights, SupervisionSpec, TrainingJob
 from kdrun.training.settings import Annealed, Settings
 
 log = logging.getLogger(__name__)
 
-FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz", "metrics.jsonl")
+FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz")
 
 
 @register("stage", "teacher")
@@ -67,28 +65,27 @@ def train_network(
             "Go on where it began."
         )
     program = jobs.prepare(job)
-    started, histograms = datetime.fromisoformat(record["started"]), config["tensorboard"]["histograms"]
+    run = tracking.Run(
+        run_dir,
+        title=stage,
+        started=datetime.fromisoformat(record["started"]),
+        epochs=settings.epochs,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=settings.batch_size,
+        config=config,
+        hyperparameters=_hyperparameters(config, seed),
+    )
     for folder in ("checkpoints", "predictions"):
         (run_dir / folder).mkdir(exist_ok=True)
-    with Monitor(
-        run_dir,
-        stage,
-        started,
-        settings.epochs,
-        steps_per_epoch,
-        settings.batch_size,
-        histograms,
-        OmegaConf.to_yaml(config),
-        _hyperparameters(config, seed),
-    ) as monitor:
+    with tracking.Trackers(run, tracking.chosen(config["tracker"])) as monitor:
         record |= {"model": model_keys, "image_shape": job.image_shape, "precision": job.policy}
         record |= jobs.describe(program)
         update(run_dir, record)
         results = jobs.run(job, program, run_dir, monitor)
         pictures = figures.of_predictions(dataset.test, run_dir)
-        monitor.final(results["test"], pictures)
+        monitor.end(results["test"], pictures)
         record["results"] = results
-        record["files"] = {name: files.sha256(run_dir / name) for name in FILES}
+        record["files"] = {name: files.sha256(run_dir / name) for name in (*FILES, *monitor.files)}
     log.info(
         "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (%s), %.4f (last)",
         stage,

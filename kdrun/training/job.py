@@ -12,7 +12,7 @@ from kdrun.evaluation import metrics
 from kdrun.evaluation.inference import Infer, compiled_inference, latency, logits
 from kdrun.models import build as models
 from kdrun.models.weights import save_weights
-from kdrun.tracking.monitor import Monitor
+from kdrun.tracking.tracker import Trackers
 from kdrun.training import loop, schedules, state
 from kdrun.training.execute import Program, compiled_steps
 from kdrun.training.network import Network, reuse_or_build
@@ -116,7 +116,7 @@ def describe(program: Program) -> dict:
     }
 
 
-def run(job: TrainingJob, program: Program, run_dir: Path, monitor: Monitor) -> dict:
+def run(job: TrainingJob, program: Program, run_dir: Path, monitor: Trackers) -> dict:
     """Train a prepared network; returns what run.json calls results. Files and errors are those of loop.train."""
     settings = job.settings
     log.info(

@@ -23,8 +23,7 @@ from kdrun.runs.run_json import MEASURED
 from kdrun.runtime import signals as stopping
 from kdrun.storage import files
 from kdrun.storage.forms import count, number, problem
-from kdrun.tracking.monitor import PROGRESS as PROGRESS_SHOWN
-from kdrun.tracking.monitor import Monitor
+from kdrun.tracking.tracker import Trackers
 from kdrun.training import state
 from kdrun.training.execute import Program, step_values, take_steps
 from kdrun.training.network import Network
@@ -70,7 +69,7 @@ def train(
     dataset: Dataset,
     settings: Settings,
     run_dir: Path,
-    monitor: Monitor,
+    monitor: Trackers,
     save_every: float,
 ) -> dict:
     """Train a network on labels, and on what it is taught if there is something; returns what run.json calls results.
@@ -93,7 +92,7 @@ def train(
     def save() -> None:
         nonlocal last_saved
         validated = progress.step < per_epoch * (progress.epochs + 1)
-        values = {"progress": vars(progress), "monitor": monitor.progress()}
+        values = {"progress": vars(progress), **monitor.state()}
         state.save(folder, progress.step, validated, network, weights["best"] if progress.best else None, values)
         last_saved = time.monotonic()
 
@@ -104,7 +103,7 @@ def train(
             for rows in take_steps(program, settings, progress.step, epoch * per_epoch, dataset.train.labels):
                 _check_finite(names, rows, progress.step, epoch, weights["best"])
                 progress.add(rows)
-                monitor.steps(rows[-1], len(rows))
+                monitor.steps(dict(zip(names, rows[-1].tolist(), strict=True)), len(rows))
                 if stopping.save_asked() or time.monotonic() - last_saved > save_every:
                     save()
                     log.info("saved a training state at step %d", progress.step)
@@ -155,7 +154,7 @@ def _last_values(settings: Settings, objectives: Sequence[str], step: int, per_e
 
 
 def _restored(
-    network: Network, folder: Path, weights: Mapping[str, Path], planned: tuple[int, int, int], monitor: Monitor
+    network: Network, folder: Path, weights: Mapping[str, Path], planned: tuple[int, int, int], monitor: Trackers
 ) -> tuple[Progress, list[np.ndarray] | None]:
     """Where training goes on, and the best weights so far; files, too, are put back to what they were then.
 
@@ -163,11 +162,11 @@ def _restored(
     """
     per_epoch, _, sums = planned
     progress, best_weights = Progress(sums), None
-    found = state.newest(folder, partial(_wrong, planned))
-    values = found.values if found else None
-    monitor.start(values and values["monitor"])
+    found = state.newest(folder, partial(_wrong, planned, monitor))
     if found:
-        progress.restore(values["progress"])
+        progress.restore(found.values["progress"])
+    monitor.start(found and found.values, progress.step, progress.epochs)
+    if found:
         if found.best:
             load_weights(network.model, found.best)
             best_weights = network.weights()
@@ -179,22 +178,20 @@ def _restored(
     return progress, best_weights
 
 
-def _wrong(planned: tuple[int, int, int], values: Mapping, has_best: bool) -> str | None:
+def _wrong(planned: tuple[int, int, int], monitor: Trackers, values: Mapping, has_best: bool) -> str | None:
     """What of a state's values cannot be, in one line: they may be somebody else's. `planned` as in _restored."""
     per_epoch, epochs, sums = planned
-    if found := problem(values, {"progress": PROGRESS, "monitor": PROGRESS_SHOWN}):
+    if found := problem(values, {"progress": PROGRESS}):
         return found
-    progress, shown = values["progress"], values["monitor"]
+    progress = values["progress"]
     step, done = progress["step"], progress["epochs"]
     # an epoch's end is saved before its validation, too
     fits = done * per_epoch <= step <= (done + 1) * per_epoch and step <= epochs * per_epoch
-    if not fits or shown["steps"] != step or len(progress["sums"]) != sums:
+    if not fits or len(progress["sums"]) != sums:
         return f"step {step} with {done} epochs done cannot be: there are {epochs} epochs of {per_epoch} steps"
     if not (bool(done) == has_best == (progress["best"] is not None) == (progress["last"] is not None)):
         return f"{done} epochs done do not go with the best weights that it holds"
-    if (step and shown["first_step"] is None) or (done and (shown["last_step"] is None or not shown["lines"])):
-        return f"step {step} was never shown"
-    return None
+    return monitor.wrong(values, step, done)
 
 
 def _out_of_patience(progress: Progress, settings: Settings) -> bool:

@@ -51,6 +51,7 @@ FREE = {
     "measure_latency": "of the student",
     "compare": "of how runs are held against each other",
     "tensorboard": "of what is shown",
+    "tracker": "of what is shown",
     "outputs": "where things are",
     "cache_dir": "where things are",
     "sweep": "where things are",

@@ -1,0 +1,65 @@
+"""A training run on the terminal: a progress bar, and a line of the log for each epoch."""
+
+import logging
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdrun.registry import register
+from kdrun.tracking.tracker import Epoch, Run, Steps, Tracker
+
+log = logging.getLogger(__name__)
+
+
+@register("tracker", "terminal")
+class Terminal(Tracker):
+    """A progress bar where standard output is a terminal; log lines that kdrun.log has, too."""
+
+    _bar: Progress | None = None
+
+    def start(self, run: Run) -> None:
+        """Show the bar."""
+        console = Console()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self._title, self._epochs = run.title, run.epochs
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task(run.title, total=run.epochs * run.steps_per_epoch, shown="compiling")
+        self._bar.start()
+        if run.step:
+            self._bar.update(self._task, completed=run.step)
+
+    def steps(self, steps: Steps) -> None:
+        """Move the bar on."""
+        loss, accuracy = steps.latest["loss"], steps.latest["accuracy"]
+        shown = f"loss {loss:.4f}, accuracy {accuracy:.3f}, {steps.images_per_second:,.0f} images/s"
+        self._bar.update(self._task, completed=steps.step, shown=shown)
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Log the epoch's line."""
+        train, validation = epoch.train, epoch.validation
+        log.info(
+            "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation cross-entropy %.4f  accuracy %.4f%s  |  "
+            "%s images/s%s",
+            self._title,
+            epoch.number,
+            self._epochs,
+            train["loss"],
+            train["accuracy"],
+            validation["cross_entropy"],
+            validation["accuracy"],
+            f"  agreement {validation['teacher_agreement']:.4f}" if "teacher_agreement" in validation else "",
+            f"{epoch.images_per_second:,.0f}",
+            "  best" if epoch.best == epoch.number else "",
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.stop()

@@ -8,7 +8,7 @@ quick:
 lint:
     .venv/bin/ruff check . && .venv/bin/ruff format --check .
 types:
-    .venv/bin/mypy kdrun
+    .venv/bin/mypy
 # on an idle machine
 bench:
     .venv/bin/python benchmarks/startup.py

@@ -1,4 +1,4 @@
-"""What can end a run, each with its exit code."""
+"""Errors that end a run, each with its exit code."""
 
 from pathlib import Path
 

@@ -1,58 +1,214 @@
-"""Names that a config may use, and the functions they stand for.
+"""Names that a config may use -> entries that carry their facts.
 
-A dataset, model, optimizer, objective or stage is a function, a tracker a class, in a module of its group's package,
-registered under a name. Modules are found by looking into the package, so that a new file is all that an entry needs.
+`@register(kind, name, **facts)` above a function makes an entry. Each package lists the names that it brings in a
+table, name -> module, so that only the module of a name that is asked for is imported. A user's own file registers in
+the same way (see kdrun.plugins). No entry's module of kdrun's may import TensorFlow at its top.
 """
 
-import sys
-from collections.abc import Callable
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from typing import Any, ClassVar
 
-_PACKAGES = {
-    "data": "kdrun.data",
-    "model": "kdrun.models",
-    "smallest_image_size": "kdrun.models",
-    "features": "kdrun.models",
-    "maps": "kdrun.models",
-    "optimizer": "kdrun.optimizers",
-    "objective": "kdrun.objectives",
-    "stage": "kdrun.stages",
-    "tracker": "kdrun.tracking",
+from kdrun.errors import InputError, KdrunError
+
+Keys = Mapping[str, Any]  # what a config has under a name, the name left out
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a name stands for: a function, and by its parameters the keys that a config may give it.
+
+    The first `given` parameters are what kdrun itself gives it.
+    """
+
+    given: ClassVar[int] = 0
+    name: str
+    function: Callable
+
+    def call(self, *given: Any, **keys: Any) -> Any:
+        """What the function returns; an error in a file of the user's own is an InputError that says where it is."""
+        try:
+            return self.function(*given, **keys)
+        except KdrunError:
+            raise
+        except Exception as error:
+            if self.is_shipped:
+                raise
+            raise self.said(error) from error
+
+    def said(self, error: Exception) -> InputError:
+        """An error in this entry's function, in a line."""
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == self.file.resolve()]
+        where = f", line {lines[-1]}" if lines else ""
+        text = " ".join(str(error).split()) or "no more is said"
+        return InputError(f"{self.name} ({self.file}{where}): {type(error).__name__}: {text}")
+
+    @property
+    def file(self) -> Path:
+        """The file that it comes from."""
+        return Path(inspect.getfile(inspect.unwrap(self.function)))
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it comes with kdrun."""
+        return self.file.resolve().is_relative_to(_PACKAGE)
+
+
+@dataclass(frozen=True)
+class Model(Entry):
+    """A net: (inputs, num_classes, *, its keys) -> logits.
+
+    `features` are the layers that objectives may name, in order: name -> the layer whose output it is; `maps` which of
+    them are maps (None: not said), the others being vectors; `smallest_image_size` is in pixels a side. Each is a value
+    or a function of the net's keys.
+    """
+
+    given = 2
+    features: Mapping[str, str] | Callable[[Keys], Mapping[str, str]] = lambda keys: {}
+    maps: Any = None
+    smallest_image_size: int | Callable[[Keys], int] = 1
+
+
+@dataclass(frozen=True)
+class Objective(Entry):
+    """What a student is to match: (batch, *, its keys) -> float32 scalar; see kdrun.objectives.batch.
+
+    `compares`: maps where its layers must be maps, one_kind where both sides' must be of one kind.
+    """
+
+    given = 1
+    needs_teacher: bool = True
+    needs_labels: bool = False
+    min_classes: int = 2
+    compares: str = ""
+
+
+@dataclass(frozen=True)
+class DataSource(Entry):
+    """Images with labels: (*, keys of its group) -> kdrun.data.source.Source."""
+
+
+@dataclass(frozen=True)
+class Optimizer(Entry):
+    """(*, its keys) -> a tf_keras optimizer whose update is elementwise."""
+
+
+@dataclass(frozen=True)
+class Tracker(Entry):
+    """(*, its keys) -> kdrun.tracking.tracker.Tracker, which is told of a training run."""
+
+
+@dataclass(frozen=True)
+class Stage(Entry):
+    """A verb: (config, run_dir, *, its own keys) -> results.
+
+    `check(config, overrides)` raises InputError before anything is made. `identity(config)` is all that the result
+    depends on, of a stage whose runs can be gone on with, and found again. `role` is whose images it sees, teacher or
+    student; `trains` the part of the config with its epochs, where it trains one network; `kind` what such a network is
+    to a comparison. `needs_tensorflow` may be a function of the config. `takes_teachers`: it needs teachers that are
+    there. `is_part`: other stages run it, not the command line.
+    """
+
+    given = 2
+    check: Callable[[Any, Any], None] = lambda config, overrides: None
+    identity: Callable[[Any], dict] | None = None
+    role: str | None = None
+    trains: str | None = None
+    kind: str = ""
+    leaves_network: bool = False
+    needs_tensorflow: bool | Callable[[Any], bool] = True
+    takes_teachers: bool = False
+    is_part: bool = False
+
+
+KINDS: dict[str, tuple[type[Entry], str]] = {
+    "model": (Model, "kdrun.models"),
+    "objective": (Objective, "kdrun.objectives"),
+    "data": (DataSource, "kdrun.data"),
+    "optimizer": (Optimizer, "kdrun.optimizers"),
+    "tracker": (Tracker, "kdrun.tracking"),
+    "stage": (Stage, "kdrun.stages"),
 }
-_functions: dict[tuple[str, str], Callable] = {}
+_PACKAGE = Path(__file__).parent.resolve()
+_entries: dict[tuple[str, str], Entry] = {}
 
 
-def register(group: str, name: str) -> Callable[[Callable], Callable]:
-    """Decorator: make a function what `name` stands for in `group`."""
+def register(kind: str, name: str, /, **facts: Any) -> Callable[[Callable], Callable]:
+    """Decorator: make a function what `name` stands for among `kind`s; `facts` are the fields of the kind's entry.
+
+    Raises InputError for a kind or a fact that there is not, and for a name that is taken.
+    """
+    if kind not in KINDS:
+        raise InputError(f'register("{kind}", "{name}"): there is no such kind. Allowed: {", ".join(KINDS)}.')
+    type_of_entry, _ = KINDS[kind]
+    allowed = [field.name for field in fields(type_of_entry)][2:]
+    if unknown := facts.keys() - set(allowed):
+        raise InputError(
+            f'register("{kind}", "{name}", {min(unknown)}=...): a {kind} has no such fact. Allowed: '
+            f"{', '.join(allowed) or 'none'}."
+        )
 
     def enter(function: Callable) -> Callable:
-        _functions[group, name] = function
+        taken = _entries.get((kind, name))
+        if taken is None and name in _table(kind) and not Entry(name, function).is_shipped:
+            taken = get(kind, name)
+        if taken:
+            whose = "kdrun's own" if taken.is_shipped else f"registered by {taken.file}"
+            raise InputError(f"the {kind} {name} is {whose} already. Choose another name.")
+        _entries[kind, name] = type_of_entry(name, function, **facts)
         return function
 
     return enter
 
 
-def get(group: str, name: str) -> Callable:
-    """The function registered as `name` in `group`. Raises KeyError for a name that no module registers."""
-    if (group, name) not in _functions:
-        package = import_module(_PACKAGES[group])
-        modules = [module.name for module in iter_modules(package.__path__)]
-        for module in sorted(modules, key=lambda module: module != name):  # its own first: no other is needed then
-            if (group, name) not in _functions:
-                import_module(f"{package.__name__}.{module}")
-    return _functions[group, name]
+def get(kind: str, name: str) -> Any:
+    """The entry of a name. Raises InputError for a name that there is not, with the nearest one."""
+    if (kind, name) not in _entries and name in _table(kind):
+        import_module(_table(kind)[name], KINDS[kind][1])
+    if (kind, name) not in _entries:
+        allowed = names(kind)
+        near = get_close_matches(str(name), allowed, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(
+            f"there is no {kind} {name}.{hint} Allowed: {', '.join(allowed)}; of a file of your own, which "
+            "plugins=[FILE] names."
+        )
+    return _entries[kind, name]
 
 
-def file_of(group: str, name: str) -> Path | None:
-    """The file of the module that registers `name` in `group`, found without importing it; None where there is none."""
-    if (group, name) in _functions:
-        module = sys.modules.get(_functions[group, name].__module__)
-        return Path(module.__file__) if getattr(module, "__file__", None) else None
-    line = f'@register("{group}", "{name}")'
-    for folder in import_module(_PACKAGES[group]).__path__:
-        for path in sorted(Path(folder).glob("*.py")):
-            if line in path.read_text():
-                return path
-    return None
+def has(kind: str, name: str) -> bool:
+    """Whether a name stands for something."""
+    return (kind, name) in _entries or name in _table(kind)
+
+
+def names(kind: str) -> list[str]:
+    """All names of a kind."""
+    return sorted({*_table(kind), *(name for of_kind, name in _entries if of_kind == kind)})
+
+
+def plugged(kind: str) -> list[str]:
+    """The names of a kind that are the user's own."""
+    return sorted(name for (of_kind, name), entry in _entries.items() if of_kind == kind and not entry.is_shipped)
+
+
+def registered_by(file: Path) -> Iterator[tuple[str, Entry]]:
+    """Kind and entry of what a file has registered."""
+    for (kind, _), entry in list(_entries.items()):
+        if entry.file.resolve() == file.resolve():
+            yield kind, entry
+
+
+def forget(file: Path) -> None:
+    """Take out what a file has registered."""
+    for kind, entry in registered_by(file):
+        del _entries[kind, entry.name]
+
+
+def _table(kind: str) -> Mapping[str, str]:
+    return import_module(KINDS[kind][1]).ENTRIES

@@ -31,6 +31,8 @@ _WORDS = {
     "cache": ("off", "on"),
     "data.name": ("npz", "mnist"),
     "optimizer.name": ("adam", "sgd"),
+    "teacher.optimizer.name": ("adam", "sgd"),
+    "student.optimizer.name": ("adam", "sgd"),
     "teacher.model.name": ("mlp", "convnet"),
     "student.model.name": ("mlp", "convnet"),
     "stage": ("student", "teacher"),

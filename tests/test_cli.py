@@ -12,14 +12,14 @@ import sys
 import zipfile
 
 import hydra
+import identities
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from kdrun.cli.main import config_dir
+from kdrun.cli.compose import config_dir
 from kdrun.config import schema as config
 from kdrun.data import datasets
-from kdrun.runs import record as runs
 from kdrun.storage.manifest import sealed
 
 STAGES = ("adjust_bias", "cache", "compare", "distill", "evaluate", "generations", "mutual", "pipeline", "specialists")
@@ -115,6 +115,7 @@ BAD_VALUES = {
     "stage=evaluate": ["run must be given", "run=VALUE"],
     "data=npz": ["data.path must be given", "data.path=VALUE"],
     "alpha=???": ["alpha must be given", "alpha=VALUE"],
+    "data.include_classes=[0,???]": ["data.include_classes must be given", "data.include_classes=VALUE"],
     # not an override, or not one value
     "alpha=[": ["alpha=[", "key=value"],
     "alpha": ["alpha", "key=value"],
@@ -137,6 +138,7 @@ BAD_LINES = [
         ["fitnet", "block1:embedding is a map on one"],
     ),
     (["objective=review", "objective.review.layers=[embedding]"], ["review", "embedding is a vector"]),
+    (["stage=evaluate", "run=[a,b]"], ["run must be one run directory, got ['a', 'b']"]),
     (["stage=evaluate", "run=nowhere"], ["nowhere is not a run directory", "run.json"]),
     (["-m", "temperature=1,-2"], ["temperature must be a number from 1e-06", "-2"]),
     (["-m", "alpha=0.1,0.2", "temperature=range(-1,2)"], ["temperature must be a number from 1e-06", "-1"]),
@@ -579,12 +581,12 @@ def test_distilling_without_a_teacher_names_the_command_that_makes_one(command, 
 def test_the_command_that_makes_a_teacher_makes_the_one_that_is_looked_for(command):
     given = ["stage=distill", "experiment=quick", "temperature=4", "student.model.filters=[2,4]", "teacher.epochs=2"]
     recommended = shlex.split(re.search(r"(kdrun stage=teacher .*?)\. Or", command(*given).err)[1])[1:]
-    identities = []
+    found = []
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         for overrides in (given, recommended):
-            composed = OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
-            identities.append(runs.identity(composed, "teacher", datasets.fingerprint(composed["data"])))
-    assert identities[0] == identities[1]
+            composed = identities.composed(*overrides)
+            found.append(identities.of(composed, "teacher", datasets.fingerprint(composed["data"])))
+    assert found[0] == found[1]
 
 
 def test_the_command_that_makes_a_teacher_keeps_the_config_folder(command, tmp_path):
@@ -659,7 +661,7 @@ def test_help_has_five_examples_whose_keys_and_values_are_good(helped):
             # of a sweep, the first value
             words = [word if "[" in word else word.split(",")[0] for word in words if word != "-m"]
             composed = OmegaConf.to_container(hydra.compose("config", words), resolve=True)
-            config.check(composed, composed)
+            config.load(composed)
             assert composed != plain
 
 
@@ -699,7 +701,8 @@ print(codes, sorted(heavy), file=sys.stderr)
         ("fish", "complete -c kdrun"),
     ],
 )
-def test_completion_is_installed_for(command, tmp_path, shell, wanted):
+def test_completion_is_installed_for(command, tmp_path, monkeypatch, shell, wanted):
+    monkeypatch.setattr(sys, "argv", ["kdrun"])  # as the command is called
     ended = command("--shell-completion", f"install={shell}")
     assert (ended.code, ended.err) == (0, "")
     assert wanted in ended.out
@@ -722,4 +725,17 @@ def test_completion_offers(command, tmp_path, monkeypatch, shell, line, wanted):
     ended = command("--shell-completion", f"query={shell}")
     assert (ended.code, ended.err) == (0, "")
     assert set(ended.out.split()) == wanted
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_cache_folder_is_listed_without_tensorflow(command):
+    """Whatever its data: nobody looks at them."""
+    ended = command("stage=cache", "cache.clear=true", "data=npz", "data.path=nowhere.npz")
+    assert ended.code == 0, ended.err
+    assert "nothing of kdrun's is in outputs/.cache/teachers" in ended.out
+
+
+@pytest.mark.parametrize("given", ["stage=5", "optimizer=true", "objective=[kd,3]", "model@student.model=1.5"])
+def test_a_choice_that_is_no_name_is_refused(command, tmp_path, given):
+    assert_refused(command(given), given.partition("=")[0].partition("@")[0], "Allowed: ")
     assert os.listdir(tmp_path) == []

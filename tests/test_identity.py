@@ -1,13 +1,13 @@
 """What a run's fingerprint is of: every key of the config, one after the other, but for those that are listed here."""
 
-import hydra
+import identities
 import pytest
 from another_value import changed
-from hydra.core.global_hydra import GlobalHydra
+from identities import CHAINS, TRAINING
 
-from kdrun.cli.plan import config_dir, plain
+from kdrun.cli.compose import composing
 from kdrun.config.schema import flatten
-from kdrun.runs import record as runs
+from kdrun.runs.identity import fingerprint, of_chain
 
 # Keys, or the beginnings of keys, that no run's result depends on, and why.
 FREE = {
@@ -23,6 +23,8 @@ FREE = {
     "tracker": "what is shown",
     "threads": "recorded, and kept by whoever goes on with a run",
     "data.path": "the contents' sha256 counts",
+    "plugins": "the files' contents count",
+    "optimizer": "the default of the roles' own",
     "epochs": "the default of the stages' own",
     "patience": "the default of the stages' own",
     "batch_size": "the default of the stages' own",
@@ -44,7 +46,10 @@ OF_OTHERS = {
     "student": ["teacher", "distill", "student.classifier", *_DISTILLING],
     "distill": [
         *(f"student.{key}" for key in _TRAINING),
-        *(f"teacher.{key}" for key in ("run", "logits", "model", "seed", *_TRAINING, "augment", "train_on_validation")),
+        *(
+            f"teacher.{key}"
+            for key in ("run", "logits", "model", "optimizer", "seed", *_TRAINING, "augment", "train_on_validation")
+        ),
     ],
 }
 OF_OTHERS["specialist"] = [
@@ -63,9 +68,8 @@ CHOICES = {
 @pytest.fixture(scope="module")
 def compose():
     """The config of some overrides, as plain values."""
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        yield lambda *given: plain(hydra.compose("config", list(given)))
-    GlobalHydra.instance().clear()
+    with composing():
+        yield lambda *given: identities.composed(*given)
 
 
 def is_free(key: str, of_others=()) -> bool:
@@ -87,43 +91,39 @@ def test_another_value_is_another_run(stage, choice, compose):
     if stage == "specialist":  # as the stage of all of them trains one
         config |= {"stage": stage, "classes": [1, 2]}
     assert_all_but_the_free_count(
-        config, lambda given: runs.fingerprint(runs.identity(given, stage, "data", ["weights"])), OF_OTHERS[stage]
+        config, lambda given: fingerprint(identities.of(given, stage, "data", ["weights"])), OF_OTHERS[stage]
     )
 
 
-@pytest.mark.parametrize("stage", runs.CHAINS)
+@pytest.mark.parametrize("stage", CHAINS)
 def test_another_value_is_another_run_of_several_parts(stage, compose):
-    assert_all_but_the_free_count(
-        compose(f"stage={stage}"), lambda given: runs.fingerprint(runs.chain_identity(given, "data"))
-    )
+    assert_all_but_the_free_count(compose(f"stage={stage}"), lambda given: fingerprint(of_chain(given, "data")))
 
 
 def test_stages_data_and_teachers_weights_count(compose):
     config = compose("stage=specialists") | {"classes": [1, 2]}
     found = [
-        runs.identity(config, stage, data, weights)
+        identities.of(config, stage, data, weights)
         for stage in OF_OTHERS
         for data in ("data", "other")
         for weights in (["a"], ["b"], ["a", "b"], ["b", "a"])
     ]
-    of_one_network = {runs.fingerprint(depends) for depends in found if depends["stage"] in ("teacher", "student")}
+    of_one_network = {fingerprint(depends) for depends in found if depends["stage"] in ("teacher", "student")}
     assert len(of_one_network) == 4  # their labels alone teach them
-    assert len({runs.fingerprint(depends) for depends in found}) == 4 + 16
-    assert runs.fingerprint(runs.chain_identity(config, "data")) != runs.fingerprint(
-        runs.chain_identity(config, "other")
-    )
+    assert len({fingerprint(depends) for depends in found}) == 4 + 16
+    assert fingerprint(of_chain(config, "data")) != fingerprint(of_chain(config, "other"))
 
 
 DEFAULTS = ["epochs=7", "patience=3", "batch_size=64", "data.augment.jitter=1", "data.augment.flip=true"]
-DEFAULTS += ["data.train_on_validation=true", "seed=7"]
+DEFAULTS += ["data.train_on_validation=true", "seed=7", "optimizer.learning_rate=0.5", "optimizer=sgd"]
 
 
 @pytest.mark.parametrize("given", DEFAULTS)
 def test_what_is_given_to_all_roles_reaches_each(given, compose):
     config, other = compose(), compose(given)
-    for stage in runs.TRAINING:
-        before, after = (runs.identity(each, stage, "data", ["weights"]) for each in (config, other))
-        assert runs.fingerprint(before) != runs.fingerprint(after), stage
+    for stage in TRAINING:
+        before, after = (identities.of(each, stage, "data", ["weights"]) for each in (config, other))
+        assert fingerprint(before) != fingerprint(after), stage
 
 
 def test_an_objective_of_the_users_own_counts_with_what_its_file_holds(compose, tmp_path):
@@ -132,5 +132,21 @@ def test_an_objective_of_the_users_own_counts_with_what_its_file_holds(compose, 
         module = tmp_path / f"{name}.py"
         module.write_text(text)
         config = compose("stage=distill", "objective=own", f"objective.module={module}")
-        found.append(runs.fingerprint(runs.identity(config, "distill", "data", ["weights"])))
+        found.append(fingerprint(identities.of(config, "distill", "data", ["weights"])))
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ("++student.optimizer.learning_rate=0.5", {"student", "distill"}),
+        ("++teacher.optimizer.learning_rate=0.5", {"teacher"}),
+        ("optimizer@student.optimizer=sgd", {"student", "distill"}),
+        ("optimizer@teacher.optimizer=sgd", {"teacher"}),
+        ("optimizer=sgd", {"teacher", "student", "distill"}),
+    ],
+)
+def test_a_roles_own_optimizer_counts_for_that_role(given, changes, compose):
+    before, after = compose(), compose(given)
+    differ = {stage for stage in TRAINING if identities.of(before, stage, "x") != identities.of(after, stage, "x")}
+    assert differ == changes

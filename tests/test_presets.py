@@ -4,7 +4,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from kdrun.cli.plan import config_dir, plain
+from kdrun.cli.compose import config_dir, plain
 from kdrun.config.schema import flatten
 
 # Presets. Of arXiv 1503.02531 only what it says; rates, epochs and batch sizes are kdrun's own.

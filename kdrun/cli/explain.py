@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in a line of our own: its words, and Hydra's and OmegaConf's errors."""
+"""Errors of a command line in a line of our own: of its words, and of Hydra and OmegaConf."""
 
 import re
 import shlex
@@ -11,28 +11,27 @@ from pathlib import Path
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from kdrun import registry
+from kdrun.cli.compose import CONFIG, composing, config_dir, dictionaries
 from kdrun.cli.hydra_keys import EXTRAS
 from kdrun.commands import quoted
-from kdrun.config import schema as config
+from kdrun.config import schema
 from kdrun.errors import InputError
 
-
-def config_dir() -> Path:
-    """The folder of shipped config files: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.with_name("conf")
+_OF_A_ROLE = re.compile(r"(teacher|student)\.optimizer\.\w+=")
 
 
 def readable(word: str, multirun: bool) -> str:
-    """An override as Hydra can read it: in quotes, where its value holds what Hydra's grammar has no place for.
+    """An override as Hydra can read it: in quotes, where its value holds what Hydra's grammar has no place for; a key
+    of a role's own optimizer, which follows the common one unless it is set, as one that may be new.
 
     A folder's name with an é, a ~ or a = in it is meant as it stands. What begins like a list, a function or a quoted
     text is left alone, and so is everything that Hydra reads by itself.
     """
+    if _OF_A_ROLE.match(word):
+        word = f"++{word}"
     key, equals, value = word.partition("=")
     if not equals or not value or _reads(word) or value[0] in "=[{'\"" or "(" in value:
         return word
@@ -85,12 +84,6 @@ def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
     return sorted({path.relative_to(root).with_suffix("").as_posix() for path, root in found})
 
 
-def reference(chosen: Sequence[str]) -> dict:
-    """The config of some choices of groups with nothing else set, as it stands in the files."""
-    kept = [choice for choice in chosen if not choice.startswith(("hydra/", "experiment=", "control="))]
-    return OmegaConf.to_container(hydra.compose("config", kept), resolve=False)
-
-
 def explained(error: Exception, arguments: Sequence[str]) -> InputError:
     """Hydra's and OmegaConf's errors in a line of our own."""
     if isinstance(error, MissingConfigException) and error.options:
@@ -98,6 +91,8 @@ def explained(error: Exception, arguments: Sequence[str]) -> InputError:
     if isinstance(error, OverrideParseException):
         return unreadable(error.override)
     said = str(error)
+    if missing := re.search(r"Could not load '([^']+)/([^'/]+)'", said):  # one of a list
+        return _unknown_choice(missing[1], missing[2], arguments)
     instead = re.search(r"Could not override '([^']+)'\.\s*Did you mean to override ([^?]+)\?", said)
     if instead:
         return InputError(f"{instead[1]}: there is no such key. Did you mean {instead[2].strip()}?")
@@ -111,7 +106,9 @@ def explained(error: Exception, arguments: Sequence[str]) -> InputError:
         return _no_such_key(unknown[2], unknown[1], arguments)
     cause = error.__cause__ or error
     if isinstance(cause, MissingMandatoryValue):
-        key = re.search(r"[\w.]+$", str(getattr(cause, "full_key", None) or cause).strip())[0]
+        text = str(getattr(cause, "full_key", None) or cause).strip()
+        named = re.search(r"([\w.]+)(\[\d+\])*$", text)  # what is missing in a list is given with all of it
+        key = named[1] if named else text
         return InputError(f"{key} must be given. Write {key}=VALUE.")
     return InputError(f"{' '.join(said.split())} See kdrun --help.")
 
@@ -126,22 +123,34 @@ def _no_such_choice(error: MissingConfigException, arguments: Sequence[str]) -> 
         of_key = key.partition("@")[0]
         if f"{of_key}/{value}".strip("'\"") == error.missing_cfg_file:  # the group's name may be the longer one
             group, given = of_key, value
+    return _unknown_choice(group, given, arguments, error.options or ())
+
+
+def _unknown_choice(group: str, given: str, arguments: Sequence[str], options: Sequence[str] = ()) -> InputError:
     folders = [Path(after) for word, after in pairwise(arguments) if word == "--config-dir"]
-    allowed = choices(group, folders) or sorted(error.options)
+    of_plugins = registry.plugged(group)
+    allowed = sorted({*choices(group, folders), *of_plugins}) or sorted(options)
     near = get_close_matches(given, allowed, 1)
     hint = f" Did you mean {group}={near[0]}?" if near else ""
     return InputError(f"{group}={given}: there is no such {group}.{hint} Allowed: {', '.join(allowed)}.")
 
 
 def _no_such_key(key: str, done: str, arguments: Sequence[str]) -> InputError:
-    groups = [a for a in arguments if "=" in a and (config_dir() / a.split("=")[0].split("@")[0]).is_dir()]
-    try:
-        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            known = dict(config.flatten(reference(groups)))
-    except HydraException:  # a second mistake, in a choice of groups
-        known = {}
+    key = key.lstrip("+")
+    known = _known(arguments)
     if key in known and done == "append to config":
         return InputError(f"+{key}: {key} is there already. Write {key}=VALUE, without the +.")
     if key in known and done == "delete from config":
         return InputError(f"~{key}: {key} is a key of every run and cannot be taken out. Leave out ~{key}.")
-    return config.unknown_key(key, known)
+    return schema.unknown_key(key, known)
+
+
+def _known(arguments: Sequence[str]) -> dict[str, object]:
+    """The keys that there are with the choices that a command line makes."""
+    groups = [word for word in arguments if "=" in word and (config_dir() / word.split("=")[0].split("@")[0]).is_dir()]
+    kept = [word for word in groups if not word.startswith(("hydra/", "experiment=", "control="))]
+    try:
+        with composing():
+            return dict(schema.keys(dictionaries(hydra.compose(CONFIG, kept), resolved=False)))
+    except (HydraException, InputError):  # a second mistake, in a choice of groups
+        return {}

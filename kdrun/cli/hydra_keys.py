@@ -1,4 +1,4 @@
-"""Which of Hydra's own keys a command line may set. The others call functions, run commands or write elsewhere.
+"""Hydra's own keys that a command line may set. The others call functions, run commands or write elsewhere.
 
 A config file of the user's own may use them: such a file, and the folder that --config-dir names, is code.
 """
@@ -20,7 +20,7 @@ _PLAIN = re.compile(r"[\w.,:+=()\[\]{}'\" -]*")  # neither a path, nor an interp
 
 def check(override: Override) -> None:
     """Raises InputError for an override of Hydra's own that is not a command line's to give."""
-    line, key = override.input_line, override.key_or_group
+    line, key = word_of(override), override.key_or_group
     if re.search(r"\b_target_\b", line):
         raise InputError(f"{line}: _target_ names a function to be called, which is not for a command line. {_INSTEAD}")
     if key.partition("/")[0].partition(".")[0] != "hydra":
@@ -40,6 +40,12 @@ def check(override: Override) -> None:
     words = set(re.findall(r"\w+", line))
     if not key.endswith(".dir") and (words & _RUN or not _PLAIN.fullmatch(line)):
         raise InputError(f"{line}: paths, commands and code are not for a command line here. {_INSTEAD}")
+
+
+def word_of(override: Override) -> str:
+    """The word of a command line that an override was read from."""
+    assert override.input_line is not None  # of what Hydra's parser has read
+    return override.input_line
 
 
 _INSTEAD = "Put it into a config file of your own, and give --config-dir."

@@ -1,46 +1,46 @@
 """The command line: compose the config, check it, and only then load TensorFlow and run the stage."""
 
 import argparse
-import os
 import shlex
 import shutil
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from unittest import mock
+from typing import NoReturn
 
-import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import run_job
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kdrun import __version__
+from kdrun import __version__, plugins
 from kdrun.cli import resuming
-from kdrun.cli.explain import config_dir, explained, readable, unknown_flag
-from kdrun.cli.plan import Place, checked, help_text, placed, plain
+from kdrun.cli.compose import CONFIG, composing, config_dir, config_folder, load_plugins, plain, the_hydra
+from kdrun.cli.explain import explained, readable, unknown_flag
+from kdrun.cli.plan import Asked, Place, check_words, checked, placed
+from kdrun.config import schema
 from kdrun.errors import KdrunError, NoRoom
-from kdrun.runs import sweeps
-from kdrun.runtime import devices as gpus
-from kdrun.runtime import signals as stopping
+from kdrun.runs import recording, sweeps
+from kdrun.runtime import devices, signals
 from kdrun.storage import files
-
-WITHOUT_TENSORFLOW = ("compare",)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run kdrun with command-line arguments (sys.argv's by default); returns the exit code (see errors.py)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # without Hydra, which composes a config for the one, and says its own version
-    if answer := help_text() if {"--help", "-h"} & set(arguments) else _version(arguments):
+    if answer := _help() if {"--help", "-h"} & set(arguments) else _version(arguments):
         print(answer)
         return 0
     try:
-        with stopping.at_once():
+        with signals.at_once():
             return _run(arguments)
     except resuming.Completed as done:
         print(f"kdrun: {done}")
@@ -53,128 +53,191 @@ def main(arguments: list[str] | None = None) -> int:
             problem.command = shlex.join(["kdrun", *arguments])
         print(f"kdrun: {problem}", file=sys.stderr)
         return problem.exit_code
-    except stopping.AtOnce as error:
+    except signals.AtOnce as error:
         print(f"kdrun: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("kdrun: Stopped by SIGINT.", file=sys.stderr)
         return 130
     except Exception as error:  # noqa: BLE001 - the last place where an unexpected one can be shown and given its exit code
-        if problem := files.no_room(error, Path()):  # for a run directory
-            print(f"kdrun: {problem}", file=sys.stderr)
+        if no_room := files.no_room(error, Path()):  # for a run directory
+            print(f"kdrun: {no_room}", file=sys.stderr)
         else:
             traceback.print_exc()
         return 1
-    finally:
-        GlobalHydra.instance().clear()
 
 
 def _version(arguments: list[str]) -> str:
     return f"kdrun {__version__}" if "--version" in arguments else ""
 
 
+def _help() -> str:
+    text = OmegaConf.load(config_dir() / "hydra" / "help" / "kdrun.yaml").template
+    return text.replace("$$", "$").rstrip()
+
+
 def _run(arguments: list[str]) -> int:
-    """Check a command line, have Hydra call its jobs, and show what came of them; returns the exit code."""
-    options = _options(arguments)
-    arguments = [readable(word, options.multirun) if word in options.overrides else word for word in arguments]
+    """Do what a command line asks for; returns the exit code."""
+    parser = get_args_parser()
+    # argparse would print its usage and end the process
+    parser.error = _refuse  # type: ignore[method-assign]  # Hydra makes it, so that it is of no class of ours
+    options = parser.parse_args(arguments)
     options.overrides = [readable(word, options.multirun) for word in options.overrides]
-    asked, place = None, Place()
-    if not (options.hydra_help or options.cfg or options.info or options.shell_completion):
-        asked = checked(options)
-    failures: list[KdrunError] = []
-    full_error = {"HYDRA_FULL_ERROR": "1"}  # Hydra raises its errors instead of printing them and exiting with 1
+    flags, searched = config_folder(options)
+    with composing():
+        if options.hydra_help or options.cfg or options.info or options.shell_completion:
+            if not options.shell_completion:
+                load_plugins(options.overrides)
+            _show(options, parser, searched)
+            return 0
+        check_words(options.overrides)
+        load_plugins(options.overrides)
+        asked = checked(options, flags, searched)
+        with signals.undisturbed():
+            place = placed(asked)
+        return _run_sweep(asked, place, place.sweep) if place.sweep else _run_one(asked, place)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise unknown_flag(message)
+
+
+def _show(options: argparse.Namespace, parser: argparse.ArgumentParser, searched: Sequence[str]) -> None:
+    """What Hydra shows of a config, of itself, or for a shell's completion."""
+    hydra, name = the_hydra(), options.config_name or CONFIG
+    overrides = [*options.overrides, *searched]
+    if options.hydra_help:
+        hydra.hydra_help(config_name=name, args_parser=parser, args=options)
+    elif options.cfg:
+        hydra.show_cfg(
+            config_name=name,
+            overrides=overrides,
+            cfg_type=options.cfg,
+            package=options.package,
+            resolve=options.resolve,
+        )
+    elif options.info:
+        hydra.show_info(options.info, config_name=name, overrides=overrides)
+    else:
+        hydra.shell_completion(config_name=name, overrides=overrides)
+
+
+def _run_one(asked: Asked, place: Place) -> int:
+    """Run one job in its directory, with Hydra's record of the config, its environment and its logging."""
+    composed, failures = asked.composed, []
+    with read_write(composed), open_dict(composed):
+        composed.hydra.run.dir = place.folder
+        if place.goes_on:
+            composed.hydra.output_subdir = None  # it would be written over
+
+    def job(_: DictConfig) -> None:
+        from kdrun.runtime import tensorflow
+
+        tensorflow.log_to_terminal()
+        try:
+            _do(asked.values, Path(place.folder).absolute(), asked.options.overrides)
+        except Exception as error:  # noqa: BLE001 - Hydra would put a line of its own before ours
+            failures.append(error)
+
+    callbacks = Callbacks(composed)
+    context = HydraContext(config_loader=the_hydra().config_loader, callbacks=callbacks)
     try:
-        if asked:
-            with stopping.undisturbed():
-                place = placed(asked)
-            # beside the other overrides: argparse takes them in one piece only
-            last = max((index for index, word in enumerate(arguments) if word in options.overrides), default=-1)
-            arguments[last + 1 : last + 1] = place.overrides
-        with mock.patch.dict(os.environ, full_error), mock.patch.object(sys, "argv", ["kdrun", *arguments]):
-            job = _job_of(failures, place)
-            hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
+        callbacks.on_run_start(config=composed, config_name=CONFIG)
+        done = run_job(
+            hydra_context=context,
+            task_function=job,
+            config=composed,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            configure_logging=True,
+        )
+        callbacks.on_run_end(config=composed, config_name=CONFIG, job_return=done)
     except Exception as error:
         if problem := files.no_room(error, Path(place.folder)):  # what Hydra writes
             raise problem from error
-        # a search of which no trial was completed has no best one, for which its sweeper has a traceback
-        if not isinstance(error, ValueError) or place.sweep is None or sweeps.done(place.sweep)["completed"]:
-            raise
+        raise
     finally:
         if place.is_new:
             _remove_unbegun(Path(place.folder))
-        all_done = place.sweep is None or _shown(place.sweep)
-    if not all_done:
-        return 1
     if failures:
         raise failures[0]
     return 0
 
 
-def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = get_args_parser()
+def _run_sweep(asked: Asked, place: Place, sweep: sweeps.Sweep) -> int:
+    """Have Hydra's sweeper call all jobs, and show what came of them."""
+    from kdrun.runtime import tensorflow
 
-    def refuse(message: str):
-        raise unknown_flag(message)
+    tensorflow.log_to_terminal()
+    overrides = [*asked.options.overrides, *asked.searched, *place.overrides]
+    all_done = False
+    try:
+        the_hydra().multirun(
+            config_name=asked.options.config_name or CONFIG,
+            task_function=_job_of(sweep),
+            overrides=overrides,
+            with_log_configuration=True,
+        )
+    except Exception as error:
+        if problem := files.no_room(error, Path(place.folder)):  # what Hydra writes
+            raise problem from error
+        # a search of which no trial was completed has no best one, for which its sweeper has a traceback
+        if not isinstance(error, ValueError) or sweeps.done(sweep)["completed"]:
+            raise
+    finally:
+        all_done = _shown(sweep)
+    return 0 if all_done else 1
 
-    parser.error = refuse  # argparse would print its usage and end the process
-    return parser.parse_args(arguments)
 
-
-def _remove_unbegun(run_dir: Path) -> None:
-    """Take away the directory of a run that did not get as far as a record: nothing of it is worth keeping."""
-    if not (run_dir / "run.json").exists():
-        shutil.rmtree(run_dir, ignore_errors=True)
-        for parent in (run_dir.parent, run_dir.parent.parent):
-            with suppress(OSError):  # it holds something else
-                parent.rmdir()
-
-
-def _job_of(failures: list[KdrunError], place: Place):
+def _job_of(sweep: sweeps.Sweep) -> Callable[[DictConfig], float]:
     """The function that Hydra calls for every job, perhaps in another process; what it needs to know comes along."""
 
-    def job(composed: DictConfig):
-        from kdrun.runtime import tensorflow as startup
+    def job(composed: DictConfig) -> float:
+        from kdrun.runtime import tensorflow
 
-        startup.log_to_terminal()
-        given = plain(composed)
-        if place.sweep:
-            if HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":
-                gpus.pin(HydraConfig.get().job.num)  # this process is one of several
-            run_dir = sweeps.job_dir(place.sweep, given, HydraConfig.get().overrides.task, _identity(given))
-            number = HydraConfig.get().job.num + 1
-            results = sweeps.run(
-                place.sweep, number, run_dir, given, lambda: _job({**given, "resume": "auto"}, run_dir)
-            )
-            return _objective(results)
-        try:
-            _job(place.config or given, Path(HydraConfig.get().runtime.output_dir))
-        except KdrunError as error:
-            failures.append(error)  # else Hydra would put a line of its own before ours
+        tensorflow.log_to_terminal()
+        given, hydra = plain(composed), HydraConfig.get()
+        if hydra.runtime.choices["hydra/launcher"] != "basic":
+            devices.pin(hydra.job.num)  # this process is one of several
+        plugins.load(given["plugins"])
+        run_dir = sweeps.job_dir(sweep, _checked(given), hydra.overrides.task, _identity(given))
+        words = list(hydra.overrides.task)
+
+        def work() -> dict:
+            from kdrun import stages
+
+            values = schema.load({**given, "resume": "auto"})  # this combination of values is seen for the first time
+            stages.check(values, words)
+            return _do(values, run_dir, words)
+
+        return _objective(sweeps.run(sweep, hydra.job.num + 1, run_dir, given, work))
 
     return job
 
 
-def _job(given: dict, run_dir: Path) -> dict:
-    """One job, in the directory that is made for it."""
-    from kdrun.config import schema as config
-    from kdrun.runtime import tensorflow as startup
-    from kdrun.stages import checks as fitting
-
-    values = config.check(given, given)  # a sweep's combination of values is seen here for the first time
-    fitting.check(values, HydraConfig.get().overrides.task)
-    if values["stage"] not in WITHOUT_TENSORFLOW:
-        startup.load_tensorflow(resuming.threads(run_dir, values))
+def _do(values: schema.Config, run_dir: Path, words: Sequence[str]) -> dict:
+    """One job, whose config is checked, in the directory that is made for it."""
     from kdrun import stages
 
-    return stages.run(values, run_dir)
+    if stages.needs_tensorflow(values):
+        from kdrun.runtime import tensorflow
+
+        tensorflow.load_tensorflow(resuming.threads(run_dir, values))
+    with recording.commanded([word for word in words if not word.startswith("hydra")]):
+        return stages.run(values, run_dir)
+
+
+def _checked(given: dict) -> dict:
+    """A job's values as they are checked; as they are given, where it will fail."""
+    with suppress(KdrunError):
+        return dict(schema.load(given))
+    return given
 
 
 def _identity(given: dict) -> dict | None:
     """What a job's result depends on; None where that cannot be said, because it will fail."""
-    from kdrun.config import schema as config
-
     try:
-        return resuming.identity(config.check(given, given))
+        return resuming.identity_of(schema.load(given))
     except KdrunError:
         return None
 
@@ -190,3 +253,12 @@ def _shown(sweep: sweeps.Sweep) -> bool:
     from kdrun.reports import jobs
 
     return jobs.show(sweeps.records(sweep), sweep.total)
+
+
+def _remove_unbegun(run_dir: Path) -> None:
+    """Take away the directory of a run that did not get as far as a record: nothing of it is worth keeping."""
+    if not (run_dir / "run.json").exists():
+        shutil.rmtree(run_dir, ignore_errors=True)
+        for parent in (run_dir.parent, run_dir.parent.parent):
+            with suppress(OSError):  # it holds something else
+                parent.rmdir()

@@ -1,18 +1,24 @@
-"""Which run a command goes on with, and with which config. Neither TensorFlow nor NumPy before the values are good."""
+"""The run that a command goes on with, and its config. Neither TensorFlow nor NumPy before the values are good."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from kdrun.config import schema as rules
+from kdrun import registry
+from kdrun.config import schema
+from kdrun.config.schema import for_role
 from kdrun.errors import InputError
-from kdrun.objectives import selection as choosing
+from kdrun.objectives import selection
+from kdrun.runs import directory
 from kdrun.runs import record as runs
+from kdrun.runs.identity import FORMAT
 from kdrun.storage import files, manifest
 
-STAGES = (*runs.TRAINING, *runs.CHAINS)  # the others are done in no time
-ROLES = tuple(f"{role}.epochs" for role in runs.TRAINING)
+_EPOCHS = ("teacher.epochs", "student.epochs", "distill.epochs")
+_CAN_GROW = ("epochs", *_EPOCHS)
+_OF_A_RUN = {*_CAN_GROW, "teacher.run", "cache_dir"}  # without which a config is none of a run
 
 # what can be given anew when a run goes on: it does not change a single bit of the result
 FREE = (
@@ -26,7 +32,8 @@ FREE = (
     "cache_dir",
     "reuse",
 )
-_GROUPS = {key.partition(".")[0] for key in FREE if "." in key}  # a run that began before one came has it as it is now
+# a run that began before one of these came has it as it is now
+_CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker"}
 # what is as one of these keys says, unless it is given itself
 _FOLLOWING = {"tensorboard.histograms": "tracker.tensorboard.histograms"}
 
@@ -35,28 +42,19 @@ class Completed(Exception):
     """The run to go on with has nothing left to do."""
 
 
-def identity(config: Mapping) -> dict | None:
-    """Everything that the configured stage's result depends on; None for a stage that trains nothing.
+def identity_of(config: Mapping) -> dict | None:
+    """Everything that the configured stage's result depends on; None for a stage that is done in no time.
 
     Raises InputError where what it depends on cannot be found.
     """
-    from kdrun.data import datasets
-    from kdrun.teachers import checkpoint
-
-    stage = config["stage"]
-    if stage not in STAGES:
-        return None
-    dataset_sha256 = datasets.fingerprint(config["data"])
-    if stage in runs.CHAINS:
-        return runs.chain_identity(config, dataset_sha256)
-    sources = checkpoint.sources(config) if stage == "distill" else []
-    return runs.identity(config, stage, dataset_sha256, [checkpoint.weights_of(source) for source in sources])
+    stage = registry.get("stage", config["stage"])
+    return stage.identity(config) if stage.identity else None
 
 
 def interrupted(config: Mapping) -> Path | None:
     """For resume=auto: the newest interrupted run of the same config, below its outputs."""
-    depends = identity(config)
-    return runs.interrupted(config["outputs"], depends) if depends else None
+    identity = identity_of(config)
+    return runs.interrupted(config["outputs"], identity) if identity else None
 
 
 def threads(run_dir: Path, config: Mapping) -> int | str:
@@ -66,7 +64,7 @@ def threads(run_dir: Path, config: Mapping) -> int | str:
     return config["threads"]
 
 
-def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[dict, bool]:
+def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[schema.Config, bool]:
     """For resume=RUN_DIR: the run's own config, with those `keys` that were given on the command line changed in it;
     and whether the run is completed, and is to grow.
 
@@ -74,60 +72,35 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[dict, bool
     for a run that cannot go on and for keys that would change its result.
     """
     record = runs.settled(run_dir)
-    _check_can_go_on(run_dir, record)
-    grows = any(key in ("epochs", *ROLES) for key in keys)
-    if record["status"] == "completed":
-        if changed := runs.damaged(Path(run_dir), {"files": {}, **record}):
-            raise InputError(f"resume: {run_dir} is completed, but {', '.join(changed)} was changed. Start a new run.")
-        if not grows:
-            raise Completed(f"{run_dir} is completed; there is nothing left to do.")
-    came_since = {name: given[name] for name in _GROUPS & given.keys() - record["config"].keys()}
+    stage = _check_can_go_on(run_dir, record)
+    is_completed = record["status"] == "completed"
+    if is_completed:
+        _check_is_to_grow(run_dir, record, keys)
+    came_since = {name: given[name] for name in _CAME_LATER & given.keys() - record["config"].keys()}
     began_with = {**record["config"], **came_since}
-    values = dict(rules.flatten(began_with))
-    asked = dict(rules.flatten(runs.seen(given, record["stage"])))  # the record has it like that, too
-    if not isinstance(values.get("outputs"), str) or not values.keys() >= {
-        "epochs",
-        "teacher.run",
-        "cache_dir",
-        *ROLES,
-    }:
+    values = dict(schema.flatten(began_with))
+    asked = dict(schema.flatten(for_role(given, stage.role)))  # the record has it like that, too
+    if not isinstance(values.get("outputs"), str) or not values.keys() >= _OF_A_RUN:
         raise InputError(f"resume: the config in {run_dir}'s run.json lacks keys of a run. Start a new run.")
     code = _named_code(run_dir, record, given, keys)
-    for key in keys:
-        if key in code or (code and key == "objective") or key == "tracker":
-            continue
-        if key not in values or key not in asked:
-            raise InputError(f"{key} cannot be chosen anew: a run goes on with its own config. Leave it out.")
-        if key not in FREE and key != "epochs" and key not in ROLES and asked[key] != values[key]:
-            raise InputError(
-                f"{key} cannot change in a run that goes on: it is {values[key]!r} in {run_dir}, got {asked[key]!r}. "
-                "Leave it out, or start a new run."
-            )
-    changed = {key: asked[key] for key in keys if key in FREE} | {"resume": str(run_dir), **code}
-    changed |= {each: asked[each] for key, each in _FOLLOWING.items() if key in keys and each in asked}
-    teachers = [teacher["run"] for teacher in record.get("teachers", ())]
-    if values["teacher.run"] == "auto" and teachers and Path(teachers[0]).is_dir():
-        changed["teacher.run"] = teachers[0]  # not a newer one like it
-    changed |= _more_epochs(record, values, {key: asked[key] for key in keys if key == "epochs" or key in ROLES})
-    if "threads" in values and "threads" in record:
-        changed["threads"] = record["threads"]  # whatever this machine has: it is part of what makes bits
+    otherwise_checked = {"tracker", *code, *(["objective"] if "objective.module" in code else [])}
+    _check_given(run_dir, [key for key in keys if key not in otherwise_checked], values, asked)
+    changed = _asked_anew(keys, asked) | {"resume": str(run_dir), **code} | _as_it_began(record, values)
+    changed |= _more_epochs(stage, values, {key: asked[key] for key in keys if key in _CAN_GROW})
     config = _with(began_with, changed)
     if "tracker" in keys:  # others, or the same with other keys
         config["tracker"] = given["tracker"]
-    if not Path(run_dir).resolve().is_relative_to(Path(config["outputs"]).resolve()):
-        raise InputError(
-            f"resume: {run_dir} is not below its outputs folder {config['outputs']}, seen from here. Go to the folder "
-            "where it was begun, or give outputs=FOLDER."
-        )
-    if record["status"] == "completed":
-        _check_grows(run_dir, record, config)
-    return config, record["status"] == "completed"
+    _check_below_outputs(run_dir, config["outputs"])
+    if is_completed:
+        _check_grows(run_dir, record, config, stage)
+    return schema.load(config), is_completed
 
 
 def grown(run_dir: Path, config: Mapping) -> Path:
     """A new run directory that goes on from the last state of a completed run: its record names that run."""
-    new = runs.create(config["outputs"], config["stage"])
+    new = directory.create(config["outputs"], config["stage"])
     state = _last_state(run_dir)
+    assert state is not None  # _check_grows has seen one
     (new / "checkpoints").mkdir()
     shutil.copytree(state, new / "checkpoints" / state.name)
     record = {key: value for key, value in runs.read(run_dir).items() if key not in ("results", "files", "finished")}
@@ -142,30 +115,60 @@ def _last_state(run_dir: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.removeprefix("state-")), default=None)
 
 
-def _check_can_go_on(run_dir: str, record: Mapping) -> None:
-    if record["stage"] not in STAGES:
+def _check_can_go_on(run_dir: str, record: Mapping) -> registry.Stage:
+    stage = runs.stage_of(record)
+    if stage is None or stage.identity is None:
         raise InputError(f"resume: {run_dir} is a {record['stage']} run, which is short. Run its command again.")
     if record["status"] == "diverged":
         raise InputError(f"resume: {run_dir} diverged, and would do so again. Start a new run with other keys.")
     if record["status"] == "running":
         raise InputError(f"resume: {run_dir} is being written by another kdrun ({runs.writer(record)}). Wait for it.")
     identity = record.get("identity")
-    began = identity.get("format", runs.FORMAT) if isinstance(identity, Mapping) else runs.FORMAT
-    if record["status"] != "completed" and began != runs.FORMAT:
+    began = identity.get("format", FORMAT) if isinstance(identity, Mapping) else FORMAT
+    if record["status"] != "completed" and began != FORMAT:
         raise InputError(
-            f"resume: {run_dir} was begun by another kdrun (format {began}, this one has {runs.FORMAT}), whose numbers "
+            f"resume: {run_dir} was begun by another kdrun (format {began}, this one has {FORMAT}), whose numbers "
             "are not this one's. Go on with the kdrun that began it, or start a new run."
+        )
+    return stage
+
+
+def _check_is_to_grow(run_dir: str, record: Mapping, keys: Sequence[str]) -> None:
+    """Raises Completed for a completed run of which no other epochs are asked, and InputError for a damaged one."""
+    if changed := runs.damaged(Path(run_dir), {"files": {}, **record}):
+        raise InputError(f"resume: {run_dir} is completed, but {', '.join(changed)} was changed. Start a new run.")
+    if not any(key in _CAN_GROW for key in keys):
+        raise Completed(f"{run_dir} is completed; there is nothing left to do.")
+
+
+def _check_given(run_dir: str, keys: Sequence[str], values: Mapping, asked: Mapping) -> None:
+    """Raises InputError where one of `keys` is none of the run's, or is asked to be what changes its result."""
+    for key in keys:
+        if key not in values or key not in asked:
+            raise InputError(f"{key} cannot be chosen anew: a run goes on with its own config. Leave it out.")
+        if key not in FREE and key not in _CAN_GROW and asked[key] != values[key]:
+            raise InputError(
+                f"{key} cannot change in a run that goes on: it is {values[key]!r} in {run_dir}, got {asked[key]!r}. "
+                "Leave it out, or start a new run."
+            )
+
+
+def _check_below_outputs(run_dir: str, outputs: str) -> None:
+    if not Path(run_dir).resolve().is_relative_to(Path(outputs).resolve()):
+        raise InputError(
+            f"resume: {run_dir} is not below its outputs folder {outputs}, seen from here. Go to the folder where it "
+            "was begun, or give outputs=FOLDER."
         )
 
 
-def _check_grows(run_dir: str, record: Mapping, config: Mapping) -> None:
+def _check_grows(run_dir: str, record: Mapping, config: Mapping, stage: registry.Stage) -> None:
     """Raises InputError where a completed run has nothing to go on from, or would end again at once."""
-    stage = record["stage"]
-    if record["identity"].get("format") != runs.FORMAT:
+    training = config[stage.trains]
+    if record["identity"].get("format") != FORMAT:
         raise InputError(f"resume: {run_dir} was made by another kdrun, whose numbers are not this one's. Start anew.")
-    if config[stage]["epochs"] == record["identity"]["epochs"]:
+    if training["epochs"] == record["identity"]["epochs"]:
         raise Completed(f"{run_dir} is completed; there is nothing left to do.")
-    if (patience := config[stage]["patience"]) and record["results"]["validation"]["last"]["epoch"] < (
+    if (patience := training["patience"]) and record["results"]["validation"]["last"]["epoch"] < (
         record["identity"]["epochs"]
     ):
         raise InputError(f"resume: {run_dir} ended early by patience={patience}. More epochs would change nothing.")
@@ -173,45 +176,73 @@ def _check_grows(run_dir: str, record: Mapping, config: Mapping) -> None:
         raise InputError(f"resume: {run_dir} has no saved training state to go on from. Start a new run.")
 
 
-def _named_code(run_dir: str, record: Mapping, given: Mapping, keys: Sequence[str]) -> dict[str, str]:
-    """The file of code that a run uses, as this command line names it: a record is no reason to run one.
+def _named_code(run_dir: str, record: Mapping, given: Mapping, keys: Sequence[str]) -> dict[str, Any]:
+    """The files of code that a run uses, as this command line names them: a record is no reason to run one.
 
     Raises InputError where it names none, or one that is not what the run began with.
     """
+    named: dict[str, Any] = {}
+    if "plugins" in keys:
+        named["plugins"] = given["plugins"]
+    elif began := record["config"].get("plugins"):
+        raise InputError(
+            f"resume: {run_dir} uses code of the user's own, {', '.join(map(str, began))}, which is run only if the "
+            "command line names it. Add plugins=[FILE]."
+        )
     if "module" not in record["config"].get("objective", {}):
-        return {}
-    names = ",".join(choosing.chosen(record["config"]["objective"]))
+        return named
+    names = ",".join(selection.chosen(record["config"]["objective"]))
     file = record["config"]["objective"]["module"]
     if "objective.module" not in keys:
         raise InputError(
             f"resume: {run_dir} uses code of the user's own, {file}, which is run only if the command line names it. "
             f"Add objective={names} objective.module=FILE."
         )
-    named = given["objective"].get("module")
-    identity = record.get("identity") or {}
+    return {**named, "objective.module": given["objective"]["module"]}
+
+
+def check_module(run_dir: str, module: str) -> None:
+    """Raises InputError where a file, before it is run, is not the one that a run to go on with began with."""
+    identity = runs.read(run_dir).get("identity") or {}
     recorded = {
         each["objective"].get("module") for each in (identity, *identity.get("stages", ())) if "objective" in each
     }
-    if not Path(named).is_file() or files.sha256(Path(named)) not in recorded:
+    if not Path(module).is_file() or files.sha256(Path(module)) not in recorded:
         raise InputError(
-            f"objective.module={named} is not the file that {run_dir} began with: its sha256 is another. Give that "
+            f"objective.module={module} is not the file that {run_dir} began with: its sha256 is another. Give that "
             "one, or start a new run."
         )
-    return {"objective.module": named}
 
 
-def _more_epochs(record: Mapping, values: Mapping, asked: Mapping) -> dict:
+def _asked_anew(keys: Sequence[str], asked: Mapping) -> dict[str, Any]:
+    """Changes of what is free to be another one, and of what follows it."""
+    free = {key: asked[key] for key in keys if key in FREE}
+    return free | {each: asked[each] for key, each in _FOLLOWING.items() if key in keys and each in asked}
+
+
+def _as_it_began(record: Mapping, values: Mapping) -> dict[str, Any]:
+    """Changes that keep what a run found when it began: its teacher, and the machine's threads."""
+    changed: dict[str, Any] = {}
+    teachers = [teacher["run"] for teacher in record.get("teachers", ())]
+    if values["teacher.run"] == "auto" and teachers and Path(teachers[0]).is_dir():
+        changed["teacher.run"] = teachers[0]  # not a newer one like it
+    if "threads" in values and "threads" in record:
+        changed["threads"] = record["threads"]  # whatever this machine has: it is part of what makes bits
+    return changed
+
+
+def _more_epochs(stage: registry.Stage, values: Mapping, asked: Mapping) -> dict:
     """Changes of every key that an override of epochs reaches."""
-    changed = {}
+    changed: dict[str, int] = {}
     for key, epochs in asked.items():
-        reached = [key, *(role for role in ROLES if values[role] == values[key])] if key == "epochs" else [key]
+        reached = [key, *(role for role in _EPOCHS if values[role] == values[key])] if key == "epochs" else [key]
         changed |= dict.fromkeys(reached, epochs)
     for key, epochs in changed.items():
         if epochs < values[key]:
             raise InputError(f"{key} can only grow in a run that goes on: it is {values[key]}, got {epochs}.")
-        if epochs > values[key] and record["stage"] in runs.CHAINS:
+        if epochs > values[key] and not stage.trains:
             raise InputError(
-                f"{key} cannot grow in stage={record['stage']}, parts of which may be done: it is {values[key]}, got "
+                f"{key} cannot grow in stage={stage.name}, parts of which may be done: it is {values[key]}, got "
                 f"{epochs}. Go on with the run of one of its parts, or start a new one."
             )
     return changed

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from kdrun.commands import value
+from kdrun.comparison.kinds import DISTILLED
 from kdrun.comparison.studies import Study
 
 _NEW_SEEDS = 5  # that are asked for where nothing says how many
@@ -64,7 +65,7 @@ def _given(run: pd.Series) -> list[str]:
 
 
 def _alone(run: pd.Series, seeds: Sequence[int]) -> str:
-    words = [_as_long(word) if run["stage"] == "distill" else word for word in _given(run)]
+    words = [_as_long(word) if run["stage"] == DISTILLED else word for word in _given(run)]
     words = [word for word in words if not _key(word).startswith(_OF_DISTILLING)]
     return shlex.join(["kdrun", "-m", "stage=student", *words, _swept(seeds)])
 

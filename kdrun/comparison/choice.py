@@ -1,6 +1,6 @@
-"""Which distilled setting is spoken of, and which students alone it is held against: both are chosen on validation."""
+"""Choice of the distilled setting that is spoken of, and of the students alone: both by validation."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import NamedTuple
 
 import pandas as pd
@@ -14,16 +14,14 @@ class Choice(NamedTuple):
 
     chosen: str
     baseline: str
-    seeds: Collection[int]
+    seeds: Set[int]
     candidates: list[str]
     baselines: list[str]
     left_out: list[str]
     by_own_seeds: bool = False  # there were too few that all of them have
 
 
-def choose(
-    candidates: list[str], alone: list[str], seeds: Mapping[str, Collection[int]], runs: pd.DataFrame
-) -> Choice | None:
+def choose(candidates: list[str], alone: list[str], seeds: Mapping[str, Set[int]], runs: pd.DataFrame) -> Choice | None:
     """The candidate and the student alone that are best on validation, over the seeds that all of them have.
 
     None where no candidate has a seed in common with a student alone.
@@ -38,12 +36,11 @@ def choose(
     left_out = [one for one in candidates if one not in ours]
     shared = set.intersection(*(set(seeds[name]) for name in (*ours, *theirs)))
     if len(shared) >= least:
-        return Choice(
-            *(best_on_validation(names, shared, runs) for names in (ours, theirs)), shared, ours, theirs, left_out
-        )
+        chosen, baseline = (best_on_validation(names, shared, runs) for names in (ours, theirs))
+        return Choice(chosen, baseline, shared, ours, theirs, left_out)
     chosen = best_on_validation(ours, None, runs)
     theirs = [other for other in theirs if overlap[chosen][other] >= least]
-    used = set().union(*(seeds[name] for name in (*ours, *theirs)))
+    used: set[int] = set().union(*(seeds[name] for name in (*ours, *theirs)))
     return Choice(
         chosen, best_on_validation(theirs, seeds[chosen], runs), used, ours, theirs, left_out, by_own_seeds=True
     )

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 
 from kdrun.comparison import texts
-from kdrun.config import schema as rules
+from kdrun.comparison.kinds import DISTILLED, TEACHER
+from kdrun.config.schema import flatten
 from kdrun.errors import InputError
 from kdrun.evaluation import metrics
-from kdrun.objectives import selection as choosing
-from kdrun.runs import predictions
+from kdrun.objectives import selection
+from kdrun.runs import directory, predictions, run_json
 from kdrun.runs import record as runs
-from kdrun.runs import run_json as records
+from kdrun.runs.identity import DISTILLING
 from kdrun.storage import files, forms, manifest
 
 _OVERRIDE = re.compile(r"[+~]*(?!hydra\b)[a-z]\S*(=|$)", re.IGNORECASE)  # one of kdrun's own keys
@@ -26,7 +27,7 @@ _LATENCY = [f"batch_{size}_{name}" for size in (1, 128) for name in ("median", "
 _OF_ONE_RUN = ("seed", "teacher_weights")
 _DISTILLING_ALONE = (
     "stage",
-    *runs.DISTILLING,
+    *DISTILLING,
     "teachers",
     "teacher_inference_batch_size",
     "classifier",
@@ -43,7 +44,7 @@ def frame(*places: str | Path) -> pd.DataFrame:
     `_identified`), right (whether each test image is classified so, bool [n]), what was measured, and the config's keys
     as `config.<key>`. Raises InputError where there is no run at all.
     """
-    return pd.DataFrame([_row(run_dir) for run_dir in runs.found([str(place) for place in places])])
+    return pd.DataFrame([_row(run_dir) for run_dir in directory.found([str(place) for place in places])])
 
 
 def curves(run_dir: str | Path) -> pd.DataFrame:
@@ -68,8 +69,8 @@ def _row(run_dir: Path) -> dict:
     try:
         record = runs.read(run_dir)
         row |= {"stage": record["stage"], "status": record["status"], "command": _command(record)}
-        row |= {f"config.{key}": _shown(value) for key, value in rules.flatten(record["config"])}
-        if record["stage"] not in runs.TRAINING:
+        row |= {f"config.{key}": _shown(value) for key, value in flatten(record["config"])}
+        if not runs.kind(record):
             return row
         if record["status"] != "completed":
             why = texts.one_line(record.get("error") or f"{record['status']}, not completed")
@@ -117,14 +118,14 @@ def _identified(record: Mapping, labels: np.ndarray) -> dict:
         key: identity.get(key) for key in ("format", "model", "data", "dataset_sha256", "num_classes", "test_labels")
     }
     study |= {
-        "code": {name: each for name, each in code.items() if name.startswith(("model/", "data/"))},
+        "code": {name: each for name, each in code.items() if name.startswith(("model/", "data"))},
         "steps": _steps(record),
     }
     return {
         "seed": record["seed"],
         "group": manifest.digest(identity)[:8],
         "student": manifest.digest(student)[:8],
-        "study": manifest.digest(study)[:8] if record["stage"] != "teacher" else "",
+        "study": manifest.digest(study)[:8] if runs.kind(record) != TEACHER else "",
         "identity": identity,
         "teacher": [teacher["run"] for teacher in teachers],
         "taught_by": tuple(teacher["weights_sha256"] for teacher in teachers),
@@ -141,8 +142,8 @@ def _steps(record: Mapping) -> int:
 
 def _measured(run_dir: Path, record: Mapping) -> dict:
     stage = record["stage"]
-    if wrong := forms.problem(record, records.TRAINED) or (
-        stage == "distill" and forms.problem(record, records.DISTILLED)
+    if wrong := forms.problem(record, run_json.TRAINED) or (
+        runs.kind(record) == DISTILLED and forms.problem(record, run_json.DISTILLED)
     ):
         raise InputError(f"in run.json {wrong}")
     results, identity = record["results"], record["identity"]
@@ -165,8 +166,8 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "overlap": record.get("overlap", 0),
         "made_by": texts.one_line(runs.made_by(record)),
         "objective": _names(identity.get("objective", {})) + " of peers" * bool(identity.get("peers")),
-        "control": (control := _control(identity)),
-        "kind": "control" if control else stage,
+        "control": (control := _control(identity, runs.kind(record))),
+        "kind": "control" if control else runs.kind(record),
         "temperature": identity.get("temperature"),
         "alpha": identity.get("alpha"),
         "validation_accuracy": validation["accuracy"],
@@ -187,18 +188,18 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
     }
 
 
-def _control(identity: Mapping) -> str:
+def _control(identity: Mapping, kind: str) -> str:
     """What a distilled student is a control for, if it is one: it has heard no teacher, or somebody else's answers."""
-    if identity["stage"] != "distill":
+    if kind != DISTILLED:
         return ""
-    if not choosing.need_teacher(identity["objective"]):
+    if not selection.need_teacher(identity["objective"]):
         return _names(identity["objective"]).replace("_", " ")
     shuffle = identity["teachers"]["shuffle"]
     return {"none": "", "all": "shuffled teacher"}.get(shuffle, f"teacher shuffled {shuffle}".replace("_", " "))
 
 
 def _names(objective: Mapping) -> str:
-    return "+".join(texts.one_line(name) for name in choosing.chosen(objective))
+    return "+".join(texts.one_line(name) for name in selection.chosen(objective))
 
 
 def _shown(value):

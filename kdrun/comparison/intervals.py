@@ -1,4 +1,4 @@
-"""What a difference between two students is worth: for new seeds and new test images, from whole images.
+"""Intervals of the difference between two students, for new seeds and new test images.
 
 Seeds and images are crossed: every seed's networks answer every image. The variance of the mean difference is that of
 readers and cases in multi-reader multi-case studies (Obuchowski and Rockette 1995; Gallas et al. 2009), nothing
@@ -69,11 +69,11 @@ def _variance(counts: np.ndarray) -> float:
 
 def mean(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Student's t interval of a mean over seeds; NaN for a single value."""
-    values = np.asarray(values, float)
     if len(values) < 2:
         return math.nan, math.nan
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    array = np.asarray(values, float)
+    half = float(stats.t.ppf((1 + level) / 2, len(array) - 1)) * array.std(ddof=1) / math.sqrt(len(array))
+    return float(array.mean() - half), float(array.mean() + half)
 
 
 def one_more(values: Sequence[float], variance: float = 0.0, level: float = 0.95) -> tuple[float, float]:
@@ -81,16 +81,16 @@ def one_more(values: Sequence[float], variance: float = 0.0, level: float = 0.95
 
     `variance` is what other images add. At least two values.
     """
-    values = np.asarray(values, float)
-    n = len(values)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * math.sqrt(values.var(ddof=1) * (1 + 1 / n) + variance)
-    return float(values.mean() - half), float(values.mean() + half)
+    array = np.asarray(values, float)
+    n = len(array)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * math.sqrt(array.var(ddof=1) * (1 + 1 / n) + variance)
+    return float(array.mean() - half), float(array.mean() + half)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """p-values adjusted for how many there are (Holm 1979): each times the number of those not below it, monotone."""
     adjusted, so_far = {}, 0.0
-    ordered = sorted(p_values, key=p_values.get)
+    ordered = sorted(p_values, key=p_values.__getitem__)
     for index, name in enumerate(ordered):
         so_far = max(so_far, min(1.0, p_values[name] * (len(ordered) - index)))
         adjusted[name] = so_far

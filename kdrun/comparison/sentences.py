@@ -7,8 +7,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from kdrun.comparison import advice, intervals, texts
+from kdrun.comparison.intervals import Gain
+from kdrun.comparison.kinds import ALONE
 from kdrun.comparison.studies import Control, Judgement, Study
-from kdrun.config import schema as rules
+from kdrun.config.schema import flatten
 
 NOTHING = "Nothing to compare: no distilled student is among the completed runs."
 _PLAIN = {1: "one", 2: "two"}
@@ -41,7 +43,7 @@ def said(judgement: Judgement) -> list[Said]:
 def _name(runs: pd.DataFrame) -> str:
     first = runs.iloc[0]
     data = first["identity"]["data"].get("name") or first.get("config.data.name") or "data"
-    size = runs.loc[runs["kind"] == "student", "parameters"].min()
+    size = runs.loc[runs["kind"] == ALONE, "parameters"].min()
     size = runs["parameters"].min() if pd.isna(size) else size
     return f"{data}, {first['model']} of {size:,.0f} parameters, {first['planned_steps']:,} steps"
 
@@ -51,13 +53,12 @@ def _sentence(study: Study, groups: pd.DataFrame, runs: pd.DataFrame) -> str:
         return f"Not comparable: {study.reason}."
     gain = study.gain
     over = f"{points(gain.gain)} points test accuracy over the student alone"
-    basis = f"{_interval(study)}, {_p(study)}; {_basis(study, groups, runs)}"
-    if len(study.seeds) == 1:
-        basis = f"{_interval(study)} for these networks on new images, {_p(study)}; {_basis(study, groups, runs)}"
+    of_these = " for these networks on new images" if len(study.seeds) == 1 else ""
+    basis = f"{_interval(study, gain)}{of_these}, {_p(study)}; {_basis(study, gain, groups, runs)}"
     if study.verdict == "too few seeds":
         return f"Not enough seeds to tell: {over} ({basis})."
     if study.verdict == "helped":
-        return f"Distilling helped: {over} ({basis}){_share(study)}."
+        return f"Distilling helped: {over} ({basis}){_share(study, gain)}."
     if study.verdict == "harm":
         return f"Distilling did harm: {over} ({basis})."
     if study.verdict == "no gain that matters":
@@ -66,15 +67,14 @@ def _sentence(study: Study, groups: pd.DataFrame, runs: pd.DataFrame) -> str:
     if gain.high < 0:
         luck = f"the best of {study.baselines} students alone is ahead of it, which may be their luck"
         return f"Not decided: {over} ({basis}): {luck}."
-    excluded = [
+    beyond = [
         f"a {kind} above {100 * most:.2f}" for kind, most in (("gain", gain.high), ("loss", -gain.low)) if most < 1
     ]
-    excluded = f"; {' and '.join(excluded)} points {'are' if len(excluded) > 1 else 'is'} excluded" if excluded else ""
+    excluded = f"; {' and '.join(beyond)} points {'are' if len(beyond) > 1 else 'is'} excluded" if beyond else ""
     return f"Not decided: {over} ({basis}){excluded}. {_how_many(study)}"
 
 
-def _interval(study: Study) -> str:
-    gain = study.gain
+def _interval(study: Study, gain: Gain) -> str:
     level = f"{100 * (1 - (1 - gain.level) * study.adjusted_for):g} %"
     look = f", look {study.look}" if study.look > 1 else ""
     return f"{level} {points(gain.low)} to {points(gain.high)}{look}"
@@ -85,16 +85,16 @@ def _p(study: Study) -> str:
     return f"p = {p_value(study.p)}{adjusted}"
 
 
-def _basis(study: Study, groups: pd.DataFrame, runs: pd.DataFrame) -> str:
+def _basis(study: Study, gain: Gain, groups: pd.DataFrame, runs: pd.DataFrame) -> str:
     """Seeds, teachers, images; the setting, how it was chosen; which weights."""
     chosen = groups.loc[study.chosen]
     teachers = _teachers(study)
     parts = [f"{_count(len(study.seeds), 'seed')}, {teachers}{_count(study.images, 'test image')}"]
     parts.append(f"{_setting(study, groups, runs)}, {_how_chosen(study, chosen)}")
     weights = "weights best on validation" if chosen["held_out"] else "last weights"
-    if _apart(study):
+    if _apart(study, gain):
         weights += f", with the last ones {points(study.gain_last)}"
-    if study.alike:
+    if study.alike and study.alike_gain is not None:
         of_seeds = "" if study.alike_seeds == len(study.seeds) else f" ({_count(study.alike_seeds, 'seed')})"
         weights += (
             f"; over the student alone that is trained as it is {points(study.alike_gain.gain)}{of_seeds}, "
@@ -131,6 +131,7 @@ def _how_chosen(study: Study, chosen: pd.Series) -> str:
 
 def _setting(study: Study, groups: pd.DataFrame, runs: pd.DataFrame) -> str:
     """Objective, temperature, alpha, and what else is not the same in all of the study's settings."""
+    assert study.chosen is not None  # of a study that has a gain
     chosen = groups.loc[study.chosen]
     objective = "" if chosen["objective"] == "kd" else f"{chosen['objective']}, "
     of_candidates = identities(runs[runs["group"].isin(study.settings)])
@@ -153,7 +154,7 @@ def differing(identities: Mapping[str, Mapping], name: str) -> dict[str, str]:
         own["number of teachers"] = len(teachers)
         if teachers and isinstance(teachers[0], Mapping):
             own["teacher's"] = {key: value for key, value in teachers[0].items() if key not in _NO_SETTING}
-        flat[group] = {key: str(value) for key, value in rules.flatten(own)}
+        flat[group] = {key: str(value) for key, value in flatten(own)}
     shared = [key for key in flat[name] if key not in _SAID and all(key in each for each in flat.values())]
     differ = [key for key in shared if len({each[key] for each in flat.values()}) > 1]
     return {_word(key): texts.one_line(flat[name][key]) for key in differ}
@@ -172,14 +173,13 @@ def _seeds(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _apart(study: Study) -> bool:
+def _apart(study: Study, gain: Gain) -> bool:
     """Whether the last weights' gain lies outside the interval."""
-    return math.isfinite(study.gain_last) and not study.gain.low <= study.gain_last <= study.gain.high
+    return math.isfinite(study.gain_last) and not gain.low <= study.gain_last <= gain.high
 
 
-def _share(study: Study) -> str:
+def _share(study: Study, gain: Gain) -> str:
     """How much of the gap to the teacher is closed, where the gap is wide enough to be divided by."""
-    gain = study.gain
     if not study.gap > gain.high - gain.low:
         return ""
     return (

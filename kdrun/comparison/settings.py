@@ -4,14 +4,17 @@ import numpy as np
 import pandas as pd
 
 from kdrun.comparison import intervals
+from kdrun.comparison.kinds import ALONE, DISTILLED, TEACHER
 
 MEASURED = (
     *("parameters", "multiply_adds", "weights_bytes", "training_seconds", "validation_accuracy"),
     *("validation_cross_entropy", "test_accuracy", "errors", "count", "cross_entropy", "brier", "calibration_error"),
     *("teacher_agreement", "teacher_kl"),
 )
-_ALIKE = ("stage", "kind", "model", "study", "student", "epochs", "held_out", "steps", "objective", "control")
-_ALIKE += ("temperature", "alpha")
+_ALIKE = (
+    *("stage", "kind", "model", "study", "student", "epochs", "held_out", "steps", "objective", "control"),
+    *("temperature", "alpha"),
+)
 # what runs are, so that nothing depends on where they lie or in which order they were found
 _ORDER = ["study", "kind", "objective", "temperature", "alpha", "group", "seed", "taught_by", "weights"]
 
@@ -20,7 +23,7 @@ def once(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The runs that can be compared, in an order of their own, each seed of a setting once for every teacher; and which
     runs are not counted."""
     usable = runs[runs["problem"] == ""]
-    usable = usable[usable["stage"].isin(["teacher", "student", "distill"])] if len(usable) else usable
+    usable = usable[usable["stage"].isin([TEACHER, ALONE, DISTILLED])] if len(usable) else usable
     if usable.empty:
         return usable, []
     usable = usable.sort_values([*_ORDER, "run"], kind="stable", na_position="first")

@@ -1,4 +1,4 @@
-"""Did distilling help? For each study, runs whose students have the same network, data and steps, one answer.
+"""Judgement of each study, runs whose students have the same network, data and steps: did distilling help?
 
 What is compared is decided here: which settings are candidates, which student alone they are held against, which seeds
 choose and which test, and at which level. docs/statistics.md says why.
@@ -15,6 +15,7 @@ import pandas as pd
 from kdrun.comparison import intervals, settings
 from kdrun.comparison.choice import Choice, best_on_validation, choose
 from kdrun.comparison.intervals import Gain
+from kdrun.comparison.kinds import ALONE, DISTILLED, TEACHER
 
 _SAME_SIZE = 0.01  # of the student's parameters, which a candidate may have more or fewer
 _FRESH = 3  # seeds that were not used to choose, so that they alone are tested
@@ -93,10 +94,11 @@ def judge(runs: pd.DataFrame, margin: float = 0.002, earlier: Sequence[Mapping] 
     usable, notes = settings.once(runs)
     groups = settings.grouped(usable)
     answers = {name: _answers(part) for name, part in usable.groupby("group", sort=False)} if len(usable) else {}
-    studies, gained = [], {}
+    studies: list[Study] = []
+    gained: dict[str, list] = {}
     for name in dict.fromkeys(groups["study"]) if len(groups) else ():
         part = groups[groups["study"] == name]
-        if (part["kind"] == "distill").any():
+        if (part["kind"] == DISTILLED).any():
             studies.append(_judged(name, part, usable[usable["study"] == name], answers, margin, earlier))
             gained |= _gains(part, studies[-1], answers)
     studies = [_with_gap(study, usable) for study in studies]
@@ -112,9 +114,7 @@ def _no_baselines(study: Study, runs: pd.DataFrame) -> list[str]:
         return []
     ours = runs[runs["group"] == study.chosen].iloc[0]
     said = []
-    for _, run in (
-        runs[(runs["stage"] == "student") & (runs["study"] != study.study)].drop_duplicates("group").iterrows()
-    ):
+    for _, run in runs[(runs["stage"] == ALONE) & (runs["study"] != study.study)].drop_duplicates("group").iterrows():
         keys = [key for key in _OF_STUDY if run["identity"].get(key) != ours["identity"].get(key)]
         keys += ["number of steps"] if run["planned_steps"] != ours["planned_steps"] else []
         said.append(
@@ -134,7 +134,7 @@ def difference(ours: Answers, theirs: Answers, seeds: Sequence[int]) -> tuple[np
 
 
 def _answers(runs: pd.DataFrame) -> Answers:
-    found = {}
+    found: dict[int, tuple[np.ndarray, int]] = {}
     for seed, right in zip(runs["seed"], runs["right"], strict=True):
         so_far, count = found.get(seed, (0, 0))
         found[seed] = (so_far + right.astype(np.int16), count + 1)
@@ -195,7 +195,7 @@ def _judged(
 
 def _same_students(groups: pd.DataFrame) -> tuple[pd.DataFrame, list[str], tuple[tuple[str, str], ...]]:
     """The students alone, the distilled ones of the same size, and why the others are not."""
-    alone, distilled = (groups[groups["kind"] == kind] for kind in ("student", "distill"))
+    alone, distilled = (groups[groups["kind"] == kind] for kind in (ALONE, DISTILLED))
     size = (alone if len(alone) else distilled)["parameters"].min()
     is_same = (distilled["parameters"] - size).abs() <= _SAME_SIZE * size
     left_out = tuple(
@@ -316,7 +316,7 @@ def _with_gap(study: Study, runs: pd.DataFrame) -> Study:
         return study
     of_seeds = runs[runs["seed"].isin(study.seeds)]
     taught = {each for each in of_seeds.loc[of_seeds["group"] == study.chosen, "taught_by"]}
-    teachers = runs[runs["stage"] == "teacher"].drop_duplicates("weights").set_index("weights")["test_accuracy"]
+    teachers = runs[runs["stage"] == TEACHER].drop_duplicates("weights").set_index("weights")["test_accuracy"]
     if not taught or any(len(each) != 1 or each[0] not in teachers.index for each in taught):
         return study
     accuracy = np.mean([teachers[each[0]] for each in sorted(taught)])
@@ -333,7 +333,7 @@ def _gains(groups: pd.DataFrame, study: Study, answers: Mapping[str, Answers]) -
     found = {}
     for name, row in groups.iterrows():
         seeds = sorted(set(answers[name]) & set(answers[study.baseline])) if study.baseline else []
-        if row["kind"] == "student" or not seeds:
+        if row["kind"] == ALONE or not seeds:
             continue
         matrix, unit = difference(answers[name], answers[study.baseline], seeds)
         singles = (matrix.sum(axis=1) / (unit * matrix.shape[1])).tolist()

@@ -1,1 +1,1 @@
-"""What a config may hold."""
+"""Keys of a config and their rules."""

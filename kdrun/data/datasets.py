@@ -1,32 +1,18 @@
-"""Datasets: a name and a path become arrays of images and labels, checked before anything is trained on them."""
+"""Datasets: a source's arrays, checked before anything is trained on them, and split."""
 
-import gzip
 import hashlib
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from kdrun import registry
+from kdrun.config.schema import ALL_IMAGES, DATA, parameters
 from kdrun.data.batches import SUBSET
+from kdrun.data.source import NAMES, Source
 from kdrun.errors import InputError
-from kdrun.registry import get, register
-from kdrun.runs.record import ALL_IMAGES
-from kdrun.storage import files
-from kdrun.storage.arrays import DEFLATE_RATIO, UNREADABLE, Npz
-
-_MNIST = Path(__file__).with_name("mnist.npz")
-_MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
-_IDX_FILES = {
-    "x_train": "train-images-idx3-ubyte",
-    "y_train": "train-labels-idx1-ubyte",
-    "x_test": "t10k-images-idx3-ubyte",
-    "y_test": "t10k-labels-idx1-ubyte",
-}
-_KEYS = tuple(_IDX_FILES)
 
 
 class Split(NamedTuple):
@@ -53,36 +39,12 @@ class Shapes(NamedTuple):
     test: tuple[int, ...]
 
 
-@register("data", "mnist")
-def mnist(data: Mapping) -> "_Npz":
-    """MNIST as bundled with kdrun; refused when its sha256 is not the published one."""
-    source = _Npz(_MNIST, num_classes=10)
-    if source.sha256 != _MNIST_SHA256:
-        raise InputError(
-            f"The bundled MNIST file {_MNIST} is damaged: its sha256 is {source.sha256}, it must be {_MNIST_SHA256}. "
-            "Install kdrun again."
-        )
-    return source
-
-
-@register("data", "npz")
-def npz(data: Mapping) -> "_Npz":
-    """The user's own .npz file with the arrays x_train, y_train, x_test and y_test."""
-    return _Npz(
-        _existing(data["path"], "data.path", "a .npz file with x_train, y_train, x_test, y_test"), data["num_classes"]
-    )
-
-
-@register("data", "fashion_mnist")
-def fashion_mnist(data: Mapping) -> "_Idx":
-    """Fashion-MNIST from four IDX files, by default where Debian's package puts them."""
-    hint = "the folder of its four IDX files (Debian: apt-get install dataset-fashion-mnist)"
-    return _Idx(_existing(data["path"], "data.path", hint))
-
-
 def shapes(data: Mapping) -> Shapes:
     """Shapes of the configured dataset from its files' headers. Raises InputError where a file cannot be used."""
-    source = _source(_key(data))
+    return _shapes(_source(_key(data)))
+
+
+def _shapes(source: Source) -> Shapes:
     train, test = source.shape("x_train"), source.shape("x_test")
     for name, shape in (("x_train", train), ("x_test", test)):
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape:
@@ -124,7 +86,7 @@ def load(data: Mapping, seed: int = 0) -> Dataset:
     train = Split(x_train[first:end], y_train[first:end])
     subset = [data.get(key, default) for key, default in ALL_IMAGES.items()]
     if subset != list(ALL_IMAGES.values()):
-        chosen = _chosen(train.labels, *subset, seed)
+        chosen = _chosen(train.labels, seed, *subset)
         train = Split(train.images[chosen], train.labels[chosen])
     return Dataset(
         train,
@@ -135,7 +97,7 @@ def load(data: Mapping, seed: int = 0) -> Dataset:
     )
 
 
-def _chosen(labels: np.ndarray, include, exclude, fraction: float, seed: int) -> np.ndarray:
+def _chosen(labels: np.ndarray, seed: int, include, exclude, fraction: float) -> np.ndarray:
     """Indices, in order, of the training images that the students see."""
     wanted = range(int(labels.max()) + 1) if include is None else include
     random, chosen = np.random.default_rng([seed, 0, SUBSET]), []
@@ -155,28 +117,41 @@ def order(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
+def own_keys(data: Mapping) -> dict:
+    """The keys of data that are its source's own."""
+    return {key: value for key, value in data.items() if key not in (*DATA, "name")}
+
+
 def _key(data: Mapping) -> tuple:
-    return data["name"], data.get("path"), data.get("num_classes")
+    name = data["name"]
+    if not registry.has("data", name):  # the record of somebody else's run may name any
+        raise InputError(f"data={name}: there is no such dataset here. A file of your own is named by plugins=[FILE].")
+    return registry.get("data", name), json.dumps(own_keys(data), sort_keys=True)
 
 
 @lru_cache(maxsize=2)
-def _source(key: tuple):
-    name, path, num_classes = key
-    try:
-        source = get("data", name)
-    except KeyError as error:  # the record of somebody else's run may name any
-        raise InputError(f"data={name}: there is no such dataset here.") from error
-    return source({"path": path, "num_classes": num_classes})
+def _source(key: tuple) -> Source:
+    entry, own = key[0], json.loads(key[1])
+    keys = {
+        key: own.get(key, None if each.default is each.empty else each.default)
+        for key, each in parameters(entry).items()
+    }
+    source = entry.call(**keys)
+    if missing := [part for part in ("shape", "read", "sha256") if not hasattr(source, part)]:
+        raise InputError(
+            f"data={entry.name}: what {entry.file.name} returns has no {missing[0]}. See kdrun.data.source."
+        )
+    return source
 
 
 @lru_cache(maxsize=1)
 def _arrays(key: tuple) -> tuple:
     source = _source(key)
-    shapes(dict(zip(("name", "path", "num_classes"), key, strict=True)))
-    arrays = {name: source.read(name) for name in _KEYS}
+    _shapes(source)
+    arrays = {name: source.read(name) for name in NAMES}
     for name, array in arrays.items():
-        images = name.startswith("x_")
-        fits, said = (array.dtype == np.uint8, "uint8") if images else (array.dtype.kind in "iu", "integers")
+        is_images = name.startswith("x_")
+        fits, said = (array.dtype == np.uint8, "uint8") if is_images else (array.dtype.kind in "iu", "integers")
         if not fits:
             raise InputError(f"{source.path}: {name} is {array.dtype}; it must be {said}.")
     num_classes = source.num_classes or int(arrays["y_train"].max()) + 1
@@ -194,103 +169,3 @@ def _arrays(key: tuple) -> tuple:
     for array in (*images, *labels):
         array.flags.writeable = False
     return images[0], labels[0], images[1], labels[1], num_classes
-
-
-def _existing(path: str, key: str, what: str) -> Path:
-    if path is None or not Path(path).exists():
-        raise InputError(f"{key}: {path} does not exist. Set {key} to {what}.")
-    return Path(path)
-
-
-class _Npz:
-    """A .npz file: headers without decompressing, arrays without pickle."""
-
-    def __init__(self, path: Path, num_classes: int | None):
-        self.path, self.num_classes = path, num_classes
-        self._file = Npz(path, _KEYS, f"It must hold {', '.join(_KEYS)}, as numpy.savez writes them.")
-        self.sha256 = self._file.sha256
-        self._read: dict[str, np.ndarray] = {}
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._file.headers[name].shape
-
-    def read(self, name: str) -> np.ndarray:
-        if name not in self._read:
-            self._read = self._file.read()  # all at once, so that the file is looked through once
-        return self._read.pop(name)
-
-
-class _Idx:
-    """A folder of four IDX files (magic, sizes, bytes), each with or without .gz."""
-
-    num_classes = 10
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._files = {name: self._find(file) for name, file in _IDX_FILES.items()}
-        together = hashlib.sha256()
-        self._sums = {name: self._digest(name, together) for name in _IDX_FILES}
-        self.sha256 = together.hexdigest()
-
-    def _find(self, file: str) -> Path:
-        for candidate in (self.path / file, self.path / f"{file}.gz"):
-            if candidate.is_file():
-                return candidate
-        raise InputError(f"data.path: {self.path} holds no {file} or {file}.gz. It must hold the four IDX files.")
-
-    @contextmanager
-    def _open(self, name: str) -> Iterator[BinaryIO]:
-        """A file's content, uncompressed. Raises InputError where it cannot be read."""
-        path = self._files[name]
-        try:
-            with files.open_regular(path) as file:
-                yield gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
-        except UNREADABLE as error:
-            raise self._unreadable(name, error) from error
-
-    def _digest(self, name: str, also=None) -> str:
-        """A file's sha256; its bytes go into the digest `also`, too."""
-        digest = hashlib.sha256()
-        try:
-            with files.open_regular(self._files[name]) as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-                    if also:
-                        also.update(block)
-        except OSError as error:
-            raise self._unreadable(name, error) from error
-        return digest.hexdigest()
-
-    def _unreadable(self, name: str, error: Exception) -> InputError:
-        said = " ".join(str(error).split())
-        return InputError(f"{self._files[name]}: cannot be read ({said}). The file is damaged or truncated.")
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        with self._open(name) as file:
-            return self._header(file, name)
-
-    def _header(self, file: BinaryIO, name: str) -> tuple[int, ...]:
-        dimensions = 3 if name.startswith("x_") else 1
-        head = file.read(4 + 4 * dimensions)
-        if len(head) < 4 + 4 * dimensions or head[:4] != bytes([0, 0, 8, dimensions]):
-            raise InputError(f"{self._files[name]}: not an IDX file of unsigned bytes with {dimensions} dimension(s).")
-        shape = tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
-        path = self._files[name]
-        most = path.stat().st_size * (DEFLATE_RATIO if path.suffix == ".gz" else 1)
-        if math.prod(shape) > most:
-            raise InputError(f"{path}: its header says {list(shape)}, for which the file is too small. It is damaged.")
-        return shape
-
-    def read(self, name: str) -> np.ndarray:
-        with self._open(name) as file:
-            shape = self._header(file, name)
-            expected = math.prod(shape)
-            payload = file.read(expected + 1)  # what is longer is damaged, too, and may be much longer
-        if self._digest(name) != self._sums[name]:
-            raise InputError(f"{self._files[name]}: it was changed while kdrun was reading it. Give a file that stays.")
-        if len(payload) != expected:
-            more = " or more" if len(payload) > expected else ""
-            raise InputError(
-                f"{self._files[name]}: {len(payload)} bytes of data{more}, its header says {expected}. It is damaged."
-            )
-        return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)

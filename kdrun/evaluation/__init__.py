@@ -1,1 +1,1 @@
-"""What is measured."""
+"""Measurement of networks."""

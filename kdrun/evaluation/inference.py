@@ -79,7 +79,7 @@ def latency(model, images: np.ndarray, image_size: int) -> dict[str, float]:
         fits = images_at_once(batch_size, images.shape[1:]) == batch_size
         batch = np.resize(images[:batch_size], shape) if fits else np.broadcast_to(images[:1], shape)
         infer = compiled_inference(model, images.shape[1:], batch_size, image_size)
-        seconds = []
+        seconds: list[float] = []
         list(infer(batch))
         while len(seconds) < 5 or (len(seconds) < 200 and sum(seconds) < 1.0):
             started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is measured on a whole split, from logits [n, classes] in float64."""
+"""Metrics of a whole split, from logits [n, classes] in float64."""
 
 from collections.abc import Sequence
 

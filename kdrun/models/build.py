@@ -1,35 +1,41 @@
-"""Models: a name and its keys become a network from images to logits."""
+"""A net's name and keys become a network from images to logits."""
 
-import math
 from collections.abc import Mapping
+from typing import Any
 
-from kdrun.registry import get
+from kdrun import registry
 
 
 def smallest_image_size(model: Mapping) -> int:
     """Pixels a side that the configured model needs at least."""
-    try:
-        smallest = get("smallest_image_size", model["name"])
-    except KeyError:  # a model that takes any size registers none
-        return 1
-    return smallest(model)
+    return _fact(model, "smallest_image_size")
 
 
 def features(model: Mapping) -> dict[str, str]:
     """The configured model's features, in order: a name that objectives use, and the layer whose output it is."""
-    try:
-        found = get("features", model["name"])(model)
-    except KeyError:  # a model that registers none
-        found = {}
-    return {**found, **({"projection": "projection"} if "projection_units" in model else {})}
+    return {**_fact(model, "features"), **({"projection": "projection"} if "projection_units" in model else {})}
 
 
 def maps(model: Mapping) -> set[str] | None:
     """Which of the configured model's features are maps; the others are vectors. None where it does not say."""
+    found = _fact(model, "maps")
+    return None if found is None else set(found)
+
+
+def _fact(model: Mapping, name: str) -> Any:
+    """A fact of a model: a value, or a function of the model's keys."""
+    entry = registry.get("model", model["name"])
+    fact = getattr(entry, name)
     try:
-        return set(get("maps", model["name"])(model))
-    except KeyError:
-        return None
+        return fact(_own(model)) if callable(fact) else fact
+    except Exception as error:
+        if entry.is_shipped:
+            raise
+        raise entry.said(error) from error
+
+
+def _own(model: Mapping) -> dict[str, Any]:
+    return {key: value for key, value in model.items() if key not in ("name", "projection_units")}
 
 
 def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, seed: int, policy: str):
@@ -42,14 +48,13 @@ def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, s
     """
     import tf_keras
 
-    keys = {key: value for key, value in model.items() if key not in ("name", "projection_units")}
     tf_keras.backend.clear_session()
     tf_keras.utils.set_random_seed(seed)
     before = tf_keras.mixed_precision.global_policy()
     tf_keras.mixed_precision.set_global_policy(policy)
     try:
         inputs = tf_keras.Input(image_shape, dtype="float32", name="image")
-        x = get("model", model["name"])(inputs, num_classes, **keys)
+        x = registry.get("model", model["name"]).call(inputs, num_classes, **_own(model))
         if "projection_units" in model:
             embedding = tf_keras.Model(inputs, x).get_layer(features(model)["embedding"]).output
             projection = tf_keras.layers.Dense(model["projection_units"], name="projection")(embedding)
@@ -59,37 +64,6 @@ def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, s
         tf_keras.mixed_precision.set_global_policy(before)
     network = tf_keras.Model(inputs, outputs, name=model["name"])
     # tf_keras leaves the generators of its dropout layers out of checkpoints; as an attribute they are in
-    network.generators = [x._random_generator._generator for x in network.layers if hasattr(x, "_random_generator")]
+    random = [layer for layer in network.layers if hasattr(layer, "_random_generator")]
+    network.generators = [x._random_generator._generator for x in random]  # noqa: SLF001 - shown nowhere else
     return network
-
-
-def up_to(network, layer: str):
-    """The same network from images to a layer's output, float32."""
-    import tensorflow as tf
-    import tf_keras
-
-    return tf_keras.Model(network.input, tf.cast(network.get_layer(layer).output, tf.float32))
-
-
-def classifier(network):
-    """A network's last dense layer; its weights are the kernel [units, classes] and the bias [classes]."""
-    return [layer for layer in network.layers if hasattr(layer, "kernel")][-1]
-
-
-def with_features(network, layers: Mapping[str, str]):
-    """The same network with more outputs: from images to its logits and a dictionary of the named layers' outputs."""
-    import tf_keras
-
-    return tf_keras.Model(
-        network.input, (network.output, {name: network.get_layer(x).output for name, x in layers.items()})
-    )
-
-
-def multiply_adds(network) -> int:
-    """Multiplications with an addition that convolutions and dense layers take for one image."""
-    total = 0
-    for layer in network.layers:
-        if hasattr(layer, "kernel"):
-            # a kernel's values are all used once for each place of the output
-            total += layer.kernel.shape.num_elements() * math.prod(layer.output.shape[1:-1])
-    return total

@@ -1,24 +1,23 @@
 """The convolutional network of the Keras example "knowledge_distillation"."""
 
-from kdrun.registry import register
+from kdrun.config.rules import Counts
+from kdrun.registry import Keys, register
 
 
-@register("features", "convnet")
-def features(model) -> dict[str, str]:
+def _features(keys: Keys) -> dict[str, str]:
     """Each convolution with what follows up to the next, and the last one's output as a vector."""
-    last = len(model["filters"])
+    last = len(keys["filters"])
     stages = {f"conv{number}": f"conv{number}" + "_pool" * (number < last) for number in range(1, last + 1)}
     return {**stages, "embedding": "embedding"}
 
 
-@register("maps", "convnet")
-def maps(model) -> list[str]:
+def _maps(keys: Keys) -> list[str]:
     """All features but the embedding."""
-    return [name for name in features(model) if name != "embedding"]
+    return [name for name in _features(keys) if name != "embedding"]
 
 
-@register("model", "convnet")
-def convnet(inputs, num_classes: int, *, filters: list[int]):
+@register("model", "convnet", features=_features, maps=_maps)
+def convnet(inputs, num_classes: int, *, filters: Counts):
     """Logits [batch, num_classes] of images [batch, height, width, channels].
 
     3x3 convolutions of stride 2, LeakyReLU 0.2 and a max-pooling of stride 1 between them.

@@ -2,30 +2,28 @@
 
 from functools import partial
 
-from kdrun.registry import register
+from kdrun.config.rules import Count, Counts
+from kdrun.registry import Keys, register
 
 
-@register("smallest_image_size", "densenet")
-def smallest_image_size(model) -> int:
+def _smallest_image_size(keys: Keys) -> int:
     """Pixels a side below which a pooling between blocks has nothing left to pool."""
-    entry = 2 ** (len(model["blocks"]) - 1)  # what the poolings between blocks divide by, rounding down
+    entry = 2 ** (len(keys["blocks"]) - 1)  # what the poolings between blocks divide by, rounding down
     return 4 * entry - 3  # the entry flow divides by two twice, rounding up
 
 
-@register("features", "densenet")
-def features(model) -> dict[str, str]:
+def _features(keys: Keys) -> dict[str, str]:
     """Each dense block's output, and the pooled embedding."""
-    return {name: name for name in (*(f"block{n}" for n in range(1, len(model["blocks"]) + 1)), "embedding")}
+    return {name: name for name in (*(f"block{n}" for n in range(1, len(keys["blocks"]) + 1)), "embedding")}
 
 
-@register("maps", "densenet")
-def maps(model) -> list[str]:
+def _maps(keys: Keys) -> list[str]:
     """All features but the embedding."""
-    return [name for name in features(model) if name != "embedding"]
+    return [name for name in _features(keys) if name != "embedding"]
 
 
-@register("model", "densenet")
-def densenet(inputs, num_classes: int, *, growth_rate: int, blocks: list[int]):
+@register("model", "densenet", features=_features, maps=_maps, smallest_image_size=_smallest_image_size)
+def densenet(inputs, num_classes: int, *, growth_rate: Count, blocks: Counts):
     """Logits [batch, num_classes] of images [batch, height, width, channels].
 
     As the notebook has it: ReLU6, biases in all convolutions, new features concatenated before the old, no

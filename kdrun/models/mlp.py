@@ -1,30 +1,24 @@
 """Fully connected networks, as in section 3 of arXiv 1503.02531."""
 
-from kdrun.registry import register
+from kdrun.config.rules import Counts, Positive, Rate
+from kdrun.registry import Keys, register
 
 
-@register("features", "mlp")
-def features(model) -> dict[str, str]:
+def _features(keys: Keys) -> dict[str, str]:
     """Each hidden layer, before its dropout; the embedding is the last one."""
-    hidden = [f"hidden{number}" for number in range(1, len(model["hidden_units"]) + 1)]
+    hidden = [f"hidden{number}" for number in range(1, len(keys["hidden_units"]) + 1)]
     return {**{name: name for name in hidden}, "embedding": hidden[-1]}
 
 
-@register("maps", "mlp")
-def maps(model) -> list[str]:
-    """None: all layers are dense."""
-    return []
-
-
-@register("model", "mlp")
+@register("model", "mlp", features=_features, maps=())
 def mlp(
     inputs,
     num_classes: int,
     *,
-    hidden_units: list[int],
-    input_dropout: float,
-    hidden_dropout: float,
-    max_norm: float | None = None,
+    hidden_units: Counts,
+    input_dropout: Rate,
+    hidden_dropout: Rate,
+    max_norm: Positive | None = None,
 ):
     """Logits [batch, num_classes] of images [batch, height, width, channels]: dense layers with ReLU and dropout.
 

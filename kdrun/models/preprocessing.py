@@ -1,4 +1,4 @@
-"""What happens to images inside the compiled step: augmentation on the raw pixels, then resizing and scaling."""
+"""Preprocessing inside the compiled step: augmentation of the raw pixels, then resizing and scaling."""
 
 import math
 

@@ -21,7 +21,8 @@ def save_weights(model, path: Path) -> None:
     memory = io.BytesIO()
     store = saving_lib.H5IOStore(memory, mode="w")
     # what model.save_weights calls, which takes nothing but the name of a file
-    saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_trackables=set())
+    save = saving_lib._save_state  # noqa: SLF001 - the same for any store, under no other name
+    save(model, weights_store=store, assets_store=None, inner_path="", visited_trackables=set())
     store.close()
     files.write_bytes(path, memory.getbuffer())
 

@@ -3,17 +3,22 @@
 An objective is a function (batch, *, its keys) -> float32 scalar, registered by name.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from kdrun.errors import InputError
 from kdrun.objectives.learned import Learned
+from kdrun.runtime.lazy import tf
 
 log = logging.getLogger(__name__)
+
+
+_NOT_GIVEN: Any = None  # to an objective that needs none of it, as it says where it is registered
 
 
 class Batch(NamedTuple):
@@ -26,16 +31,16 @@ class Batch(NamedTuple):
     """
 
     logits: tf.Tensor
-    teacher_logits: tf.Tensor | None = None
-    labels: tf.Tensor | None = None
+    teacher_logits: tf.Tensor = _NOT_GIVEN
+    labels: tf.Tensor = _NOT_GIVEN
     temperature: tf.Tensor | float = 1.0
     features: Mapping[str, tf.Tensor] = {}
     teacher_features: Mapping[str, tf.Tensor] = {}
-    learned: Learned | None = None
-    indices: tf.Tensor | None = None
+    learned: Learned = _NOT_GIVEN
+    indices: tf.Tensor = _NOT_GIVEN
     training_size: int = 0
-    training_labels: tf.Tensor | None = None
-    random_seed: tf.Tensor | None = None
+    training_labels: tf.Tensor = _NOT_GIVEN
+    random_seed: tf.Tensor = _NOT_GIVEN
 
 
 class Pair(NamedTuple):

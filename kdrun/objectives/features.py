@@ -6,22 +6,23 @@ spatial sizes differ, the larger map is brought to the smaller (see batch.pairs)
 dense layer with bias from the student's channels to the teacher's, where these differ.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
 
-import tensorflow as tf
-
+from kdrun.config.rules import Count, Layers, Positive, Rate
 from kdrun.errors import InputError
 from kdrun.objectives.batch import Batch, Pair, pairs
 from kdrun.registry import register
+from kdrun.runtime.lazy import tf
 
 _POOLED = (4, 2, 1)  # review: sizes to which larger maps are pooled
 _MOST_CHANNELS = 512  # review: in the middle
 _LEAST_VARIANCE, _FIRST_VARIANCE = 1e-5, 5.0  # variational
 
 
-@register("objective", "fitnet")
-def fitnet(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+@register("objective", "fitnet", compares="one_kind")
+def fitnet(batch: Batch, *, layers: Layers) -> tf.Tensor:
     """Mean of (r(F_s) - F_t)^2; float32 scalar.
 
     Hints (FitNets, arXiv 1412.6550, section 2.2). The code that the weight of 100 is from (RepDistiller) always has a
@@ -30,8 +31,8 @@ def fitnet(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
     return sum(_mean_square(_projected(batch, pair) - pair.teacher) for pair in pairs(batch, layers))
 
 
-@register("objective", "attention")
-def attention(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+@register("objective", "attention", compares="maps")
+def attention(batch: Batch, *, layers: Layers) -> tf.Tensor:
     """Mean of (a(F_s) - a(F_t))^2; float32 scalar.
 
     Attention transfer (arXiv 1612.03928): a(F) is the mean over channels of F^2 as a vector of length 1 for each image.
@@ -45,8 +46,8 @@ def attention(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
     )
 
 
-@register("objective", "variational")
-def variational(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+@register("objective", "variational", compares="one_kind")
+def variational(batch: Batch, *, layers: Layers) -> tf.Tensor:
     """Mean of ((m(F_s) - F_t)^2 / s + log s) / 2; float32 scalar.
 
     Variational information distillation (arXiv 1904.05835, section 2). As its authors' code has them: m is three
@@ -66,15 +67,15 @@ def variational(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
     return total
 
 
-@register("objective", "contrastive")
+@register("objective", "contrastive", needs_labels=True)
 def contrastive(
     batch: Batch,
     *,
-    layers: Sequence[str],
-    dimensions: int,
-    negatives: int,
-    contrastive_temperature: float,
-    momentum: float,
+    layers: Layers,
+    dimensions: Count,
+    negatives: Count,
+    contrastive_temperature: Positive,
+    momentum: Rate,
 ) -> tf.Tensor:
     """Tell the teacher's feature of the same image from those of others, and the other way round; float32 scalar.
 
@@ -123,8 +124,8 @@ def contrastive(
     return total
 
 
-@register("objective", "review")
-def review(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+@register("objective", "review", compares="maps")
+def review(batch: Batch, *, layers: Layers) -> tf.Tensor:
     """The student's deeper layers, merged with the shallower ones, against the teacher's; float32 scalar.
 
     Knowledge review (arXiv 2104.09044), as its authors' code has it: beginning with the last layer's means over its
@@ -173,7 +174,7 @@ def hcl(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
 
 
 @register("objective", "simkd")
-def simkd(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+def simkd(batch: Batch, *, layers: Layers) -> tf.Tensor:
     """Mean of (F_s - F_t)^2; float32 scalar.
 
     SimKD (arXiv 2203.14001): the student has a learned projection of its own, which this compares with the teacher's

@@ -1,10 +1,13 @@
 """Weights that objectives train beside the student."""
 
+from __future__ import annotations
+
 import math
 import zlib
 
 import numpy as np
-import tensorflow as tf
+
+from kdrun.runtime.lazy import tf
 
 
 class Learned:

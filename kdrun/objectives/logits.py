@@ -5,10 +5,15 @@ log-softmax, never from clipped probabilities. Computed in float64, since at a h
 difference of large terms, which T^2 would blow up to nothing but rounding.
 """
 
-import tensorflow as tf
+from __future__ import annotations
 
+from typing import Annotated
+
+from kdrun.config import rules
+from kdrun.config.rules import Amount
 from kdrun.objectives.batch import Batch
 from kdrun.registry import register
+from kdrun.runtime.lazy import tf
 
 _EPSILON = 1e-7  # of logit standardisation
 
@@ -39,8 +44,8 @@ def logit_mse(batch: Batch, *, zero_mean: bool, standardise_logits: bool) -> tf.
     return _mean(tf.reduce_sum(difference**2, axis=-1) / 2)
 
 
-@register("objective", "dkd")
-def dkd(batch: Batch, *, target_weight: float, non_target_weight: float, standardise_logits: bool) -> tf.Tensor:
+@register("objective", "dkd", needs_labels=True, min_classes=3)
+def dkd(batch: Batch, *, target_weight: Amount, non_target_weight: Amount, standardise_logits: bool) -> tf.Tensor:
     """T^2 [target_weight KL(b_t || b_s) + non_target_weight KL(p^ || q^)]; float32 scalar.
 
     Decoupled distillation (arXiv 2203.08679): b are the probabilities of (the label, the rest), hats are renormalised
@@ -54,7 +59,7 @@ def dkd(batch: Batch, *, target_weight: float, non_target_weight: float, standar
 
 
 @register("objective", "dist")
-def dist(batch: Batch, *, inter_weight: float, intra_weight: float, scale_by_temperature_squared: bool) -> tf.Tensor:
+def dist(batch: Batch, *, inter_weight: Amount, intra_weight: Amount, scale_by_temperature_squared: bool) -> tf.Tensor:
     """T^2 [inter_weight (1 - correlation of rows) + intra_weight (1 - correlation of columns)] of p and q; float32
     scalar.
 
@@ -69,8 +74,8 @@ def dist(batch: Batch, *, inter_weight: float, intra_weight: float, scale_by_tem
     return tf.cast(scale * (inter_weight * rows + intra_weight * columns), tf.float32)
 
 
-@register("objective", "nkd")
-def nkd(batch: Batch, *, non_target_weight: float, standardise_logits: bool) -> tf.Tensor:
+@register("objective", "nkd", needs_labels=True, min_classes=3)
+def nkd(batch: Batch, *, non_target_weight: Amount, standardise_logits: bool) -> tf.Tensor:
     """-p_y log q_y at T = 1, - non_target_weight T^2 sum over other classes of p^ log q^ at T; float32 scalar.
 
     Normalised distillation (arXiv 2303.13005); hats are renormalised over the classes other than the label's.
@@ -87,9 +92,9 @@ def nkd(batch: Batch, *, non_target_weight: float, standardise_logits: bool) -> 
 def multi_level(
     batch: Batch,
     *,
-    temperatures: list[float],
-    batch_weight: float,
-    class_weight: float,
+    temperatures: Annotated[list[float], rules.temperatures],
+    batch_weight: Amount,
+    class_weight: Amount,
     standardise_logits: bool,
 ) -> tf.Tensor:
     """kd + batch_weight ||q q' - p p'||^2 / batch + class_weight ||q' q - p' p||^2 / classes, each summed over T and

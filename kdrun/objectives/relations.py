@@ -4,17 +4,19 @@ Maps are flattened; student and teacher features may be of different sizes, for 
 that is compared. `layers` as in features.py; contributions of several layers are added up.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from typing import Annotated
 
-import tensorflow as tf
-
+from kdrun.config.rules import Amount, Layers, Positive, integer
 from kdrun.objectives.batch import Batch, pairs
 from kdrun.registry import register
+from kdrun.runtime.lazy import tf
 
 
 @register("objective", "similarity")
-def similarity(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
+def similarity(batch: Batch, *, layers: Layers) -> tf.Tensor:
     """||G_t - G_s||^2 / batch^2, G = F F' with rows of length 1; float32 scalar.
 
     Similarity-preserving distillation (arXiv 1907.09682, section 3.1).
@@ -27,7 +29,7 @@ def similarity(batch: Batch, *, layers: Sequence[str]) -> tf.Tensor:
 
 
 @register("objective", "relational")
-def relational(batch: Batch, *, layers: Sequence[str], distance_weight: float, angle_weight: float) -> tf.Tensor:
+def relational(batch: Batch, *, layers: Layers, distance_weight: Amount, angle_weight: Amount) -> tf.Tensor:
     """distance_weight * Huber of distances over their mean + angle_weight * Huber of angles' cosines; float32 scalar.
 
     Relational distillation (RKD, arXiv 1904.05068, section 3.2): means over all pairs, and over all triples, so that
@@ -41,7 +43,7 @@ def relational(batch: Batch, *, layers: Sequence[str], distance_weight: float, a
 
 
 @register("objective", "correlation")
-def correlation(batch: Batch, *, layers: Sequence[str], gamma: float, order: int) -> tf.Tensor:
+def correlation(batch: Batch, *, layers: Layers, gamma: Positive, order: Annotated[int, integer(1, 10)]) -> tf.Tensor:
     """Mean of (K_s - K_t)^2, K the Gaussian kernel of features of length 1, a series to `order`; float32 scalar.
 
     Correlation congruence (ICCV 2019, "Correlation Congruence for Knowledge Distillation", section 3.4).
@@ -56,7 +58,7 @@ def correlation(batch: Batch, *, layers: Sequence[str], gamma: float, order: int
     return sum(tf.reduce_mean((kernel(s) - kernel(t)) ** 2) for s, t in _rows(batch, layers))
 
 
-def _rows(batch: Batch, layers: Sequence[str]):
+def _rows(batch: Batch, layers: Layers):
     """Student's and teacher's features as one row an image."""
     for pair in pairs(batch, layers, resized=False):
         yield tuple(tf.reshape(features, [-1, math.prod(features.shape[1:])]) for features in pair[1:])

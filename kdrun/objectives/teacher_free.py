@@ -1,16 +1,19 @@
 """Objectives without a teacher: what they bring is not a teacher's knowledge."""
 
+from __future__ import annotations
+
 import math
+from typing import Annotated, Literal
 
-import tensorflow as tf
-
+from kdrun.config.rules import Fraction, Temperature, number
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.logits import divergence
 from kdrun.registry import register
+from kdrun.runtime.lazy import tf
 
 
-@register("objective", "label_smoothing")
-def label_smoothing(batch: Batch, *, smoothing: float) -> tf.Tensor:
+@register("objective", "label_smoothing", needs_teacher=False, needs_labels=True)
+def label_smoothing(batch: Batch, *, smoothing: Fraction) -> tf.Tensor:
     """Cross-entropy with (1 - smoothing) one_hot(label) + smoothing / classes; float32 scalar.
 
     Label smoothing (arXiv 1512.00567, section 7).
@@ -20,13 +23,13 @@ def label_smoothing(batch: Batch, *, smoothing: float) -> tf.Tensor:
     return -tf.reduce_mean((1.0 - smoothing) * of_labels + smoothing * tf.reduce_mean(log_q, axis=-1))
 
 
-@register("objective", "teacher_free")
+@register("objective", "teacher_free", needs_teacher=False, needs_labels=True)
 def teacher_free(
     batch: Batch,
     *,
-    probability: float,
-    soften: str,
-    student_temperature: float | None,
+    probability: Annotated[float, number(0, 1, low_included=False, high_included=False)],
+    soften: Literal["probabilities", "logits"],
+    student_temperature: Temperature | None,
     scale_by_temperature_squared: bool,
 ) -> tf.Tensor:
     """KL(p || softmax(z / student_temperature)): a virtual teacher is right with `probability`, all other classes

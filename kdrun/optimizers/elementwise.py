@@ -6,31 +6,55 @@ Each is a function from its config's keys to a tf_keras optimizer. Imported with
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kdrun.config.rules import Amount, Positive, Rate
 from kdrun.registry import register
 
 
 @register("optimizer", "adabelief")
-def adabelief(**keys):
+def adabelief(
+    *, learning_rate: Positive, beta_1: Rate, beta_2: Rate, epsilon: Positive, weight_decay: Amount, rectify: bool
+):
     """AdaBelief (arXiv 2010.07468), adabelief-tf's own implementation."""
     with _legacy_base_class():
         from adabelief_tf import AdaBeliefOptimizer
-    return AdaBeliefOptimizer(print_change_log=False, **keys)
+    return AdaBeliefOptimizer(
+        learning_rate=learning_rate,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        epsilon=epsilon,
+        weight_decay=weight_decay,
+        rectify=rectify,
+        print_change_log=False,
+    )
 
 
 @register("optimizer", "adam")
-def adam(**keys):
+def adam(*, learning_rate: Positive, beta_1: Rate, beta_2: Rate, epsilon: Positive, weight_decay: Amount):
     """Adam (arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101)."""
     import tf_keras
 
-    return tf_keras.optimizers.Adam(jit_compile=False, **keys)
+    return tf_keras.optimizers.Adam(
+        learning_rate=learning_rate,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        epsilon=epsilon,
+        weight_decay=weight_decay,
+        jit_compile=False,
+    )
 
 
 @register("optimizer", "sgd")
-def sgd(**keys):
+def sgd(*, learning_rate: Positive, momentum: Rate, nesterov: bool, weight_decay: Amount):
     """Stochastic gradient descent with momentum; weight decay decoupled."""
     import tf_keras
 
-    return tf_keras.optimizers.SGD(jit_compile=False, **keys)
+    return tf_keras.optimizers.SGD(
+        learning_rate=learning_rate,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        jit_compile=False,
+    )
 
 
 @contextmanager

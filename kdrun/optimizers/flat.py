@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 import tf_keras
 
+from kdrun.config.schema import own
 from kdrun.registry import get
 
 
@@ -18,12 +19,13 @@ class FlatOptimizer(tf.Module):
 
     def __init__(self, optimizer: Mapping, variables: Sequence[tf.Variable], scale_loss: bool = False):
         super().__init__()
-        keys = {k: v for k, v in optimizer.items() if k not in ("name", "schedule", "warmup_epochs")}
-        self.optimizer = get("optimizer", optimizer["name"])(**keys)
+        entry = get("optimizer", optimizer["name"])
+        self.optimizer = entry.call(**own(optimizer, entry))
         self.variables_ = list(variables)
         self.flat = tf.Variable(_concatenate(self.variables_), name="weights")
         if isinstance(self.optimizer, tf_keras.optimizers.legacy.Optimizer):
-            self.optimizer._create_all_weights([self.flat])  # now, since a loop inside a graph cannot
+            # now, since a loop inside a graph cannot
+            self.optimizer._create_all_weights([self.flat])  # noqa: SLF001 - they have no public `build`
         else:
             self.optimizer.build([self.flat])
         self.learning_rate = self.optimizer.learning_rate
@@ -37,7 +39,7 @@ class FlatOptimizer(tf.Module):
         inner = self.optimizer.inner_optimizer if self.scales_loss else self.optimizer
         remembered = list(inner.variables() if callable(inner.variables) else inner.variables)
         if self.scales_loss:
-            scale = self.optimizer._loss_scale  # tf_keras shows its values only, not its variables
+            scale = self.optimizer._loss_scale  # noqa: SLF001 - its values alone are shown, not its variables
             remembered += [scale.current_loss_scale, scale.counter]
         return remembered
 

@@ -1,1 +1,1 @@
-"""What runs say, for people: tables and figures."""
+"""Tables and figures of runs, for people."""

@@ -1,4 +1,4 @@
-"""What a comparison of runs says and writes: the sentence, tables, figures, the page."""
+"""Report of a comparison: the sentence, tables, figures, the page."""
 
 import dataclasses
 import json
@@ -7,12 +7,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from kdrun.comparison import sentences, studies, texts
+from kdrun.comparison.kinds import ALONE, DISTILLED, TEACHER
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.reports import groups as rows
@@ -70,7 +72,7 @@ def report(
 def _shown(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> pd.DataFrame:
     if judgement.groups.empty:
         return judgement.groups
-    chosen = {study.chosen for study in judgement.studies}
+    chosen = {study.chosen for study in judgement.studies if study.chosen is not None}
     return rows.table(judgement.groups, chosen, {one.digest: one.study for one in said})
 
 
@@ -133,11 +135,11 @@ def _figures(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> di
         taught = {weights for each in runs.loc[runs["study"] == first, "taught_by"] for weights in each}
         teachers = set(runs.loc[runs["weights"].isin(taught), "group"])
         groups = groups[(groups["study"] == first) | groups.index.isin(teachers)]
-    alone = [study.baseline] if study and study.baseline else groups.index[groups["stage"] == "student"]
-    kinds = {"teacher": groups.index[groups["stage"] == "teacher"], "student": alone}
+    alone = [study.baseline] if study and study.baseline else groups.index[groups["stage"] == ALONE]
+    kinds = {"teacher": groups.index[groups["stage"] == TEACHER], "student": alone}
     kinds["distill"] = [study.chosen] if study and study.chosen else []
     shown = {kind: [run for name in names for run in groups.loc[name, "runs"]] for kind, names in kinds.items()}
-    candidates = groups.index[groups["gain"].notna() & (groups["kind"] == "distill")]
+    candidates = groups.index[groups["gain"].notna() & (groups["kind"] == DISTILLED)]
     identities = sentences.identities(runs[runs["group"].isin(candidates)])
     figures = {
         "gains": plots.gains(
@@ -165,7 +167,7 @@ def _knowledge(usable: pd.DataFrame, run: str) -> Figure | None:
         labels, logits = predictions.read(run)
         keys = ("name", "path", "num_classes", "validation_size", "train_size", "test_size")
         given = {key: row.get(f"config.data.{key}") for key in keys}
-        data = {key: None if pd.isna(value) else value for key, value in given.items()}
+        data: dict[str, Any] = {key: None if pd.isna(value) else value for key, value in given.items()}
         sizes = {key: data[key] and int(data[key]) for key in keys[2:]}
         images = datasets.load({**data, **sizes}).test.images
     except (OSError, KeyError, TypeError, ValueError, IndexError, InputError) as error:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdrun.comparison import sentences, texts
+from kdrun.comparison.kinds import DISTILLED
 from kdrun.reports.tables import NAMES
 
 
@@ -19,7 +20,7 @@ def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str
     """
     order = {kind: number for number, kind in enumerate(("teacher", "student", "control", "distill"))}
     versions = groups["made_by"].nunique()
-    several = groups.loc[groups["kind"] == "distill", "objective"].nunique() > 1
+    several = groups.loc[groups["kind"] == DISTILLED, "objective"].nunique() > 1
     teachers = groups["teachers"].max() > 1
     rows = []
     for name, group in sorted(

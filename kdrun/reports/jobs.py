@@ -1,4 +1,4 @@
-"""What a sweep ends with: a table of all jobs, and the reason of each failure."""
+"""The table of all jobs that a sweep ends with, and the reason of each failure."""
 
 import io
 import logging
@@ -25,7 +25,7 @@ def show(records: Mapping[Path, dict | str], total: int | None) -> bool:
             table.add_row(texts.one_line(run_dir.name), "damaged", "", "", "")
             failures.append((run_dir, record))
             continue
-        trained = record["status"] == "completed" and record["stage"] in (*runs.NETWORKS, "specialist")
+        trained = record["status"] == "completed" and runs.has_network(record)
         results = record.get("results", {}) if trained else {}
         best = [
             f"{results[split]['best']['accuracy']:.2%}" if split in results else "" for split in ("validation", "test")

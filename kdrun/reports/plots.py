@@ -2,17 +2,19 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from kdrun.comparison import gathering
+from kdrun.comparison.kinds import DISTILLED
 from kdrun.evaluation import metrics
 from kdrun.runs import predictions
 
 # what is teacher, alone and distilled looks the same in every figure: colour, and line or marker for grey
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "teacher": {"color": "#009E73", "linestyle": "-.", "marker": "^", "label": "teacher"},
     "student": {"color": "#D55E00", "linestyle": "--", "marker": "s", "label": "student alone"},
     "control": {"color": "#777777", "linestyle": ":", "marker": "D", "label": "control"},
@@ -80,8 +82,8 @@ def _show_most(axes, rows: pd.DataFrame) -> None:
         gain = 100 * row["gain"]
         if not low - pad <= gain <= high + pad:
             text, side = (f"← {gain:+.2f}", 0.01) if gain < low else (f"{gain:+.2f} →", 0.99)
-            ends = {"ha": "left" if gain < low else "right", "va": "center", "fontsize": 8}
-            axes.text(side, place, text, transform=axes.get_yaxis_transform(), **ends)
+            inwards = "left" if gain < low else "right"
+            axes.text(side, place, text, transform=axes.get_yaxis_transform(), ha=inwards, va="center", fontsize=8)
 
 
 def heat_maps(groups: pd.DataFrame) -> Figure | None:
@@ -89,7 +91,7 @@ def heat_maps(groups: pd.DataFrame) -> Figure | None:
 
     Of the objective with the most of them, controls left out.
     """
-    distilled = groups[groups["kind"] == "distill"]
+    distilled = groups[groups["kind"] == DISTILLED]
     distilled = distilled[distilled["objective"].isin(distilled["objective"].mode()[:1])]
     if distilled[["temperature", "alpha"]].drop_duplicates().shape[0] < 2:
         return None
@@ -146,7 +148,7 @@ def learning_curves(runs: Mapping[str, Sequence[str]]) -> Figure | None:
     axes.set_ylim(bottom=max(axes.get_ylim()[0], min(lowest) - 3 * max(0.5, top - min(lowest))))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy, %")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("x", integer=True)
     axes.legend(fontsize=8, frameon=False)
     axes.grid(alpha=0.3)
     return figure
@@ -267,10 +269,10 @@ def what_the_teacher_knows(
 
 
 def _confusions(runs: Sequence[str]) -> np.ndarray:
-    total = 0
+    found = []
     for run in runs:
         labels, logits = predictions.read(run)
         counts = np.zeros((logits.shape[1],) * 2)
         np.add.at(counts, (labels, np.argmax(logits, axis=1)), 1)
-        total = total + counts
-    return total / len(runs)
+        found.append(counts)
+    return np.sum(found, axis=0) / len(runs)

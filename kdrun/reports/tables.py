@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from kdrun.comparison.kinds import TEACHER
+
 log = logging.getLogger(__name__)
 
 _WHICH = "Test set: weights best by validation (where not trained on)"
@@ -39,7 +41,7 @@ def comparison(rows: Sequence[Mapping]) -> None:
             f"{row['test']['accuracy']:.2%}",
             f"{row['test']['errors']:,}",
             f"{row['test']['cross_entropy']:.4f}",
-            "" if row["stage"] == "teacher" else f"{row['teacher_agreement']:.2%}",
+            "" if row["stage"] == TEACHER else f"{row['teacher_agreement']:.2%}",
             f"{row['test_last']['accuracy']:.2%}",
             f"{row['steps']:,}",
             f"{row['training_seconds']:,.0f}",

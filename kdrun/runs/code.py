@@ -1,4 +1,4 @@
-"""What code a result comes from: hashes of modules' syntax trees, docstrings and comments left out.
+"""Hashes of the code that a result comes from: modules' syntax trees, docstrings and comments left out.
 
 Nothing is imported for it: a run's identity is asked for before TensorFlow is loaded.
 """
@@ -17,7 +17,7 @@ _PACKAGE = Path(__file__).parent.parent
 def of_module(path: Path) -> str:
     """sha256 of a module, with what it imports, and so on, from its own package: what computes its numbers.
 
-    The rest of kdrun is what runs.FORMAT and `of_package` are for.
+    The rest of kdrun is what identity.FORMAT and `of_package` are for.
     """
     used, to_read = {path}, [path]
     while to_read:

@@ -1,4 +1,4 @@
-"""What a network said of its test images: a run's predictions/test.npz. No TensorFlow in here."""
+"""Predictions of a run on the test images: its predictions/test.npz. No TensorFlow in here."""
 
 import io
 from pathlib import Path

@@ -12,21 +12,22 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from kdrun import __version__
 from kdrun.config.schema import flatten
 from kdrun.errors import Diverged, InputError, KdrunError, Stopped, Unfinished
-from kdrun.runs import code
+from kdrun.runs import code, directory
 from kdrun.runs import record as runs
+from kdrun.runs.identity import fingerprint
 from kdrun.runtime import devices as gpus
 from kdrun.runtime import tensorflow as startup
 from kdrun.storage import files, manifest
@@ -39,14 +40,14 @@ _PACKAGES = ("tensorflow", "tf-keras", "adabelief-tf", "numpy", "hydra-core")
 
 
 @contextmanager
-def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **facts) -> Iterator[dict]:
+def recording(run_dir: Path, config: Mapping, identity: Mapping | None = None, **facts) -> Iterator[dict]:
     """Keep run.json while a stage runs: `running` with a heartbeat at first, then how it ended.
 
     Yields the record; what the stage puts under `results` is written when it ends. The log goes to kdrun.log.
-    `depends` is the run's identity. With a `resume` in the config, a run that is in the directory already goes on.
-    Raises InputError when there is one otherwise, when it depends on something else, or is another process's; Diverged
-    when a number of the results is not finite; NoRoom when the disk is full, KdrunError when the directory was deleted
-    meanwhile.
+    `identity` is all that the result depends on. With a `resume` in the config, a run that is in the directory already
+    goes on. Raises InputError when there is one otherwise, when it depends on something else, or is another process's;
+    Diverged when a number of the results is not finite; NoRoom when the disk is full, KdrunError when the directory was
+    deleted meanwhile.
     """
     if config.get("resume") is not None and (run_dir / "run.json").exists():
         before = runs.settled(run_dir)
@@ -58,13 +59,13 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
     except Timeout as error:
         raise InputError(f"{run_dir} is being written by another kdrun. Choose another directory.") from error
     except OSError as error:
-        raise _advised(explained(error, run_dir), run_dir, depends) from error
+        raise _advised(explained(error, run_dir), run_dir, identity) from error
     try:
         try:
-            record = _begun(run_dir, config, depends, facts)
+            record = _begun(run_dir, config, identity, facts)
             update(run_dir, record)
         except OSError as error:
-            raise _advised(explained(error, run_dir), run_dir, depends) from error
+            raise _advised(explained(error, run_dir), run_dir, identity) from error
         try:
             with _beating(run_dir), _logged(run_dir):
                 yield record
@@ -74,7 +75,7 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
             stopped = isinstance(error, Stopped | KeyboardInterrupt)
             record["status"] = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
             record["error"] = f"{type(error).__name__}: {error}"
-            problem = _advised(explained(error, run_dir, record), run_dir, depends)
+            problem = _advised(explained(error, run_dir, record), run_dir, identity)
             if problem is error:
                 raise
             raise problem from error
@@ -84,7 +85,7 @@ def recording(run_dir: Path, config: Mapping, depends: Mapping | None = None, **
                 update(run_dir, record)
             except OSError as error:  # disk full or folder gone: `running` without a process says enough, unless
                 if record["status"] == "completed":
-                    raise _advised(explained(error, run_dir, record), run_dir, depends) from error
+                    raise _advised(explained(error, run_dir, record), run_dir, identity) from error
     finally:
         lock.release()
 
@@ -95,11 +96,11 @@ def failed(run_dir: Path, config: Mapping, error: Exception) -> None:
         raise error
 
 
-def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mapping) -> dict:
+def _begun(run_dir: Path, config: Mapping, identity: Mapping | None, facts: Mapping) -> dict:
     """The record of a run that begins, or goes on."""
     before = {}
     if config.get("resume") is None:
-        runs.check_unused(run_dir)
+        directory.check_unused(run_dir)
     elif (run_dir / "run.json").exists():
         before = runs.read(run_dir)
         if odd := files.special(run_dir):
@@ -109,15 +110,15 @@ def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mappi
         began = before.get("identity") or {}
         changed = [
             key
-            for key, value in (depends or {}).items()
+            for key, value in (identity or {}).items()
             if began.get(key) != value and not (key == "epochs" and key in began)
         ]
         if changed:
             raise InputError(
                 f"{run_dir} cannot go on: {', '.join(changed)} changed since it began. Put it back, or start a new run."
             )
-        if depends and "epochs" in depends:
-            depends = _grown(began, depends)
+        if identity and "epochs" in identity:
+            identity = _grown(began, identity)
         for folder in (run_dir, *(run_dir / name for name in FOLDERS)):
             files.remove_leftovers(folder)
     environment = _environment()
@@ -130,7 +131,7 @@ def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mappi
         "stage": config["stage"],
         "status": "running",
         **facts,
-        **({"fingerprint": runs.fingerprint(depends), "identity": depends} if depends else {}),
+        **({"fingerprint": fingerprint(identity), "identity": identity} if identity else {}),
         **environment,
         "command": before.get("command") or _command(),
         "started": before.get("started") or _now(),
@@ -145,10 +146,10 @@ def _begun(run_dir: Path, config: Mapping, depends: Mapping | None, facts: Mappi
     return record
 
 
-def _grown(began: Mapping, depends: Mapping) -> Mapping:
+def _grown(began: Mapping, identity: Mapping) -> Mapping:
     """The identity of a run that goes on, perhaps for more epochs than it began with."""
-    before, now, schedule = began["epochs"], depends["epochs"], depends["optimizer"]["schedule"]
-    annealed = [key for key, value in flatten(depends) if key.endswith("_end") and value is not None]
+    before, now, schedule = began["epochs"], identity["epochs"], identity["optimizer"]["schedule"]
+    annealed = [key for key, value in flatten(identity) if key.endswith("_end") and value is not None]
     grown = began.get("grown_from", [])
     if before != now and schedule == "constant" and not annealed:
         log.info("%d epochs instead of %d: at a constant learning rate all is as if begun with %d", now, before, now)
@@ -166,7 +167,7 @@ def _grown(began: Mapping, depends: Mapping) -> Mapping:
             "jumps up, and the result is not that of a run begun with %d",
             *(now, before, schedule, now, now),
         )
-    return {**depends, "grown_from": grown} if grown else depends
+    return {**identity, "grown_from": grown} if grown else identity
 
 
 def update(run_dir: Path, record: Mapping) -> None:
@@ -250,16 +251,30 @@ def explained(error: BaseException, run_dir: Path, record: Mapping | None = None
     return files.no_room(error, run_dir, (record or {}).get("room_needed")) or error
 
 
-def _advised(error: BaseException, run_dir: Path, depends: Mapping | None) -> BaseException:
+def _advised(error: BaseException, run_dir: Path, identity: Mapping | None) -> BaseException:
     """An error that says how to go on, where that can be done: with a run of parts rather than with one of them."""
-    if isinstance(error, Unfinished) and depends and (run_dir / "run.json").exists():
+    if isinstance(error, Unfinished) and identity and (run_dir / "run.json").exists():
         error.run_dir = run_dir
     return error
 
 
+_words: ContextVar[Sequence[str] | None] = ContextVar("the command line's overrides", default=None)
+
+
+@contextmanager
+def commanded(words: Sequence[str]) -> Iterator[None]:
+    """While inside, runs are recorded as of a command with these overrides."""
+    token = _words.set(words)
+    try:
+        yield
+    finally:
+        _words.reset(token)
+
+
 def _command() -> str | None:
     """The command that this job is of, without -m: a sweep's job has values of its own."""
-    return shlex.join(["kdrun", *HydraConfig.get().overrides.task]) if HydraConfig.initialized() else None
+    words = _words.get()
+    return None if words is None else shlex.join(["kdrun", *words])
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""What run.json must hold: the form of every key that kdrun reads again."""
+"""The form of run.json: every key that kdrun reads again."""
 
 from collections.abc import Iterator, Mapping
 
@@ -177,12 +177,12 @@ def _whole_numbers(value) -> Iterator[int]:
         yield value
 
 
-def wrong(record: Mapping, networks: tuple[str, ...]) -> str | None:
-    """What is wrong with a record, in one line; None for a good one. `networks` are the stages that leave a network."""
+def wrong(record: Mapping, has_network: bool) -> str | None:
+    """What is wrong with a record, in one line; None for a good one. `has_network`: where its stage has one."""
     if found := problem(record, RECORD):
         return found
     if record["status"] == "completed":
-        form = COMPLETED | (NETWORK if record["stage"] in networks else {})
+        form = COMPLETED | (NETWORK if has_network else {})
         if found := problem(record, form):
             return found
     if outside := [name for name in record.get("files", ()) if not relative_path(name)]:

@@ -17,12 +17,21 @@ from kdrun.config.schema import flatten
 from kdrun.errors import InputError, KdrunError, Stopped
 from kdrun.runs import record as runs
 from kdrun.runs import recording
+from kdrun.runs.identity import fingerprint
 from kdrun.runtime import signals as stopping
 from kdrun.storage import manifest
 
 log = logging.getLogger(__name__)
 
-_NOT_THE_JOBS = ("outputs", "cache_dir", "resume", "sweep", "reuse", "compare.margin")  # of how it is written and read
+_NOT_THE_JOBS = (
+    "outputs",
+    "cache_dir",
+    "resume",
+    "sweep",
+    "reuse",
+    "compare.margin",
+    "plugins",
+)
 _ASIDE = re.compile(r"\.damaged(-\d+)?$")  # see manifest.set_aside; a job's own name ends with a hash
 _LONGEST = 80  # characters of readable values in a folder's name
 
@@ -41,14 +50,14 @@ def job_dir(sweep: Sweep, values: Mapping, overrides: Sequence[str], identity: M
     Neither overrides' order nor how a number is written matters. A folder's name can be given on a command line as it
     is.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     leaves = {key: _number(value) for key, value in flatten(values)}
     given |= {key: leaves[key] for key in given.keys() & leaves.keys()}
     shown = [f"{key.split('.')[-1].split('@')[-1]}-{given[key]}" for key in sorted(sweep.keys) if key in given]
     name = re.sub(r"[^\w.+-]+", "_", "__".join(shown), flags=re.ASCII)[:_LONGEST].lstrip(".") or "job"
     kept = {key: value for key, value in leaves.items() if key not in _NOT_THE_JOBS}
     if identity:
-        kept["identity"] = runs.fingerprint(identity)
+        kept["identity"] = fingerprint(identity)
     return Path(sweep.folder) / f"{name}-{manifest.digest(kept)[:8]}"
 
 
@@ -94,9 +103,9 @@ def run(sweep: Sweep, number: int, run_dir: Path, config: Mapping, work: Callabl
 _seconds: list[float] = []  # that this process's jobs took
 
 
-def done(sweep: Sweep) -> Counter:
+def done(sweep: Sweep) -> Counter[str]:
     """How many jobs there are by status; what is neither completed, running nor interrupted counts as failed."""
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for record in records(sweep).values():
         status = record if isinstance(record, str) else record["status"]
         counts[status if status in ("completed", "running", "interrupted") else "failed"] += 1
@@ -105,7 +114,7 @@ def done(sweep: Sweep) -> Counter:
 
 def records(sweep: Sweep) -> dict[Path, dict | str]:
     """Every job's record, by its run directory; where it cannot be read, the reason. What was set aside is no job's."""
-    found = {}
+    found: dict[Path, dict | str] = {}
     for path in sorted(Path(sweep.folder).glob("*/run.json")):
         if _ASIDE.search(path.parent.name):
             continue

@@ -54,14 +54,13 @@ def load_tensorflow(configured_threads: int | str = "auto") -> None:
             f"threads: {wanted} are wanted here, and TensorFlow has {_loaded_with[0]} in this process already. Run it "
             "in a process of its own."
         )
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tf_keras behind tf.keras: Keras 3 is then never imported
     gc.disable()  # TensorFlow's million objects stay: looking through them again and again costs a second
     try:
-        with _noise_hidden():
+        with quiet():
             import tensorflow as tf
 
             if wanted != threads("auto"):
-                tf.config.threading.set_intra_op_parallelism_threads(wanted)
+                _set_threads(tf, wanted)
             tf.config.list_physical_devices()
             tf.constant(0)  # the devices greet when they are first used
         gc.freeze()
@@ -73,8 +72,20 @@ def load_tensorflow(configured_threads: int | str = "auto") -> None:
 _loaded_with: list[int] = []  # threads; empty before
 
 
+def _set_threads(tf, wanted: int) -> None:
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(wanted)
+    except RuntimeError as error:  # it is in use: a file of the user's own computes something when it is run
+        raise KdrunError(
+            f"threads={wanted} comes too late: a file that plugins names has used TensorFlow already. Let it compute "
+            "in its functions alone."
+        ) from error
+
+
 @contextmanager
-def _noise_hidden() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """While inside, an import of TensorFlow says nothing that every start says, and has tf_keras behind tf.keras."""
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Keras 3 is then never imported
     # TensorFlow's C++ code writes to file descriptor 2, past sys.stderr
     sys.stderr.flush()
     with open(os.memfd_create("said"), "w+b") as said:  # in memory: no disk has to have room for it

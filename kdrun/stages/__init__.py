@@ -1,14 +1,55 @@
-"""The verbs. A stage is a function (config, run_dir) -> results, registered by name."""
+"""The verbs: each stage's file brings its check and its run, and says what it is; see registry.Stage.
 
-from collections.abc import Mapping
+Importable without TensorFlow, which a stage's run imports.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun.registry import get
-from kdrun.runs import record as runs
-from kdrun.runtime import signals as stopping
+from kdrun import registry
+from kdrun.config.schema import for_role, own
+from kdrun.errors import KdrunError
+from kdrun.runs import directory
+from kdrun.runtime import signals
+
+ENTRIES = {  # name -> the module that registers it
+    "pipeline": ".pipeline",
+    "teacher": ".train",
+    "student": ".train",
+    "distill": ".distill",
+    "generations": ".generations",
+    "cache": ".cache",
+    "compare": ".compare",
+    "adjust_bias": ".adjust_bias",
+    "specialists": ".specialists",
+    "specialist": ".specialists",
+    "evaluate": ".evaluate",
+}
+
+
+def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
+    """Raises InputError for what of a config does not fit together, or not with the files that it names.
+
+    `overrides` are the command line's, for the command that an error recommends.
+    """
+    entry = registry.get("stage", config["stage"])
+    try:
+        entry.check(config, overrides)
+    except Exception as error:
+        if entry.is_shipped or isinstance(error, KdrunError):
+            raise
+        raise entry.said(error) from error
+    directory.check_writable("outputs", Path(config["outputs"]) / config["stage"])
+
+
+def needs_tensorflow(config: Mapping) -> bool:
+    """Whether the configured stage does."""
+    needs = registry.get("stage", config["stage"]).needs_tensorflow
+    return needs(config) if callable(needs) else needs
 
 
 def run(config: Mapping, run_dir: Path) -> dict:
     """Run the configured stage in its run directory. SIGINT and SIGTERM end it between two steps."""
-    with stopping.on_signals():
-        return get("stage", config["stage"])(runs.seen(config, config["stage"]), run_dir)
+    entry = registry.get("stage", config["stage"])
+    with signals.on_signals():
+        return entry.call(for_role(config, entry.role), run_dir, **own(config, entry))

@@ -3,41 +3,58 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
+from kdrun.config import rules
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.evaluation import metrics
-from kdrun.evaluation.inference import Infer, compiled_inference, logits
-from kdrun.models import build as models
-from kdrun.models.weights import save_weights
 from kdrun.registry import register
-from kdrun.runs import predictions
+from kdrun.runs import predictions, run_json
 from kdrun.runs import record as runs
-from kdrun.runs import run_json as records
 from kdrun.runs.recording import recording
-from kdrun.runtime import precision
+from kdrun.stages import checks
 from kdrun.storage import files, forms
-from kdrun.teachers import checkpoint
 
 log = logging.getLogger(__name__)
 
 
-@register("stage", "adjust_bias")
-def adjust_bias(config: Mapping, run_dir: Path) -> dict:
+def check(config: Mapping, overrides: Sequence[str]) -> None:
+    """Raises InputError for a run whose network cannot be taken, and for classes whose biases cannot be shifted."""
+    record = checks.taken(config["run"])
+    checks.own_data_alone(config["data"], "adjust_bias", "Leave it out.", overrides)
+    checks.sizes(record["config"]["data"])
+    _check_classes(config, record, datasets.load(record["config"]["data"]))
+
+
+@register("stage", "adjust_bias", check=check, leaves_network=True)
+def adjust_bias(
+    config: Mapping, run_dir: Path, *, run: rules.RunDirectory, classes: Annotated[list[int], rules.integers(0)]
+) -> dict:
     """Shift the biases of `classes` of the run `run` by one number, the one with the fewest validation errors, and keep
     the network with it in a run directory of its own, which can be evaluated, and can teach.
 
     As in section 3 of arXiv 1503.02531, whose shifts were chosen on the test set.
     """
-    source, classes = Path(config["run"]), config["classes"]
+    from kdrun.evaluation.inference import compiled_inference, logits
+    from kdrun.models import surgery
+    from kdrun.models.weights import save_weights
+    from kdrun.runtime import precision
+    from kdrun.teachers import checkpoint, sources
+
+    def said(split: str) -> np.ndarray:
+        """The network's logits of a split's images, float32 [n, C]."""
+        return metrics.check_finite(logits(infer, getattr(dataset, split).images), f"on the {split} split")
+
+    source = Path(run)
     theirs = runs.read(source)
-    if wrong := forms.problem(theirs, records.ADJUSTED):
+    if wrong := forms.problem(theirs, run_json.ADJUSTED):
         raise InputError(f"run: {source} is damaged, or not the record of a network: {wrong}.")
     config = {**config, "data": theirs["config"]["data"]}  # which the result is of, and is evaluated on
     dataset = datasets.load(theirs["config"]["data"], theirs["seed"])
-    facts = {"seed": theirs["seed"], "dataset_sha256": dataset.sha256, "adjusted": checkpoint.described(source)}
+    facts = {"seed": theirs["seed"], "dataset_sha256": dataset.sha256, "adjusted": sources.described(source)}
     with recording(run_dir, config, **facts) as record:
         kept = ("model", "image_shape", "num_classes", "precision", "parameters", "multiply_adds")
         record |= {key: theirs[key] for key in kept}
@@ -46,10 +63,10 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
         infer = compiled_inference(
             model, dataset.test.images.shape[1:], config["evaluation_batch_size"], theirs["image_shape"][0]
         )
-        before = {split: _said(infer, dataset, split) for split in ("validation", "test")}
+        before = {split: said(split) for split in ("validation", "test")}
         shift = best_shift(before["validation"], dataset.validation.labels, classes)
-        models.classifier(model).bias.assign_add(shift * np.isin(np.arange(dataset.num_classes), classes))
-        after = {split: _said(infer, dataset, split) for split in before}
+        surgery.classifier(model).bias.assign_add(shift * np.isin(np.arange(dataset.num_classes), classes))
+        after = {split: said(split) for split in before}
         for folder in ("checkpoints", "predictions"):
             (run_dir / folder).mkdir(exist_ok=True)
         names = [*(f"checkpoints/{name}.weights.h5" for name in ("best", "last")), "predictions/test.npz"]
@@ -74,11 +91,6 @@ def adjust_bias(config: Mapping, run_dir: Path) -> dict:
         if theirs["config"]["data"].get("train_on_validation"):
             log.warning("adjust_bias: %s was trained on the validation images, by which the shift was chosen", source)
         return record["results"]
-
-
-def _said(infer: Infer, dataset: datasets.Dataset, split: str) -> np.ndarray:
-    """A network's logits of a split's images, float32 [n, C]."""
-    return metrics.check_finite(logits(infer, getattr(dataset, split).images), f"on the {split} split")
 
 
 def best_shift(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:
@@ -108,3 +120,17 @@ def _measured(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) ->
         "errors_of_classes": int(np.count_nonzero(of_classes & ~right)),
         "accuracy_of_classes": float(right[of_classes].mean()),
     }
+
+
+def _check_classes(config: Mapping, record: Mapping, dataset: datasets.Dataset) -> None:
+    classes, num_classes = config["classes"], record["num_classes"]
+    if changed := runs.damaged(Path(config["run"]), record):
+        raise InputError(f"run: {config['run']}: {', '.join(changed)} is not what run.json says. Give another run.")
+    if max(classes) >= num_classes or set(classes) == set(range(num_classes)):
+        raise InputError(
+            f"classes={classes}: one number is added to their biases, and to none of the others. Give some of 0 to "
+            f"{num_classes - 1}, not all."
+        )
+    for split in ("validation", "test"):
+        if not set(classes) & set(getattr(dataset, split).labels.tolist()):
+            raise InputError(f"classes={classes}: no {split} image of {config['run']} is of these. Give others.")

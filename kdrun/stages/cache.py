@@ -2,40 +2,71 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, TypedDict
 
+from kdrun.config import rules
+from kdrun.config.schema import for_role
 from kdrun.data import datasets
 from kdrun.registry import register
+from kdrun.runs import directory
 from kdrun.runs.recording import recording
-from kdrun.runtime import precision
+from kdrun.stages import checks
 from kdrun.storage import files
-from kdrun.teachers import cache, checkpoint
-from kdrun.teachers import outputs as answers
+from kdrun.teachers import cache, sources
 
 log = logging.getLogger(__name__)
 
 
-@register("stage", "cache")
-def fill_or_clear(config: Mapping, run_dir: Path) -> dict:
+class Keys(TypedDict):
+    """What is done with the cache."""
+
+    clear: Annotated[bool, rules.boolean]
+    yes: Annotated[bool, rules.boolean]
+
+
+def check(config: Mapping, overrides: Sequence[str]) -> None:
+    """Raises InputError where there is no teacher, or no place for its logits."""
+    if not config["cache"]["clear"]:  # else it is about what is there, whatever it was made from
+        checks.students_data(config)
+        checks.augmentation(for_role(config, "student")["data"])
+        sources.resolve(config, overrides)
+        directory.check_writable("cache_dir", Path(config["cache_dir"]))
+
+
+@register(
+    "stage",
+    "cache",
+    check=check,
+    role="student",
+    needs_tensorflow=lambda config: not config["cache"]["clear"],
+    takes_teachers=True,
+)
+def fill_or_clear(config: Mapping, run_dir: Path, *, cache: Keys) -> dict:
     """Keep the configured teacher's logits in `cache_dir`; with cache.clear, list or delete what is in there."""
     with recording(run_dir, config) as record:
-        record["results"] = _clear(config) if config["cache"]["clear"] else _fill(config)
+        record["results"] = _clear(config, cache["yes"]) if cache["clear"] else _fill(config)
         return record["results"]
 
 
 def _fill(config: Mapping) -> dict:
+    from kdrun.runtime import precision
+    from kdrun.teachers import outputs
+
     precision.prepare_machine()
-    sources = checkpoint.sources(config)
+    found = sources.resolve(config)
     config = {**config, "teacher": {**config["teacher"], "cache": "on"}}  # this stage has nothing else to go on with
     dataset, shapes = datasets.load(config["data"], config["seed"]), {}
-    for source in sources:
-        shapes = {split: list(array.shape) for split, array in answers.kept(config, source, dataset).items()}
-    return {"teachers": [str(source) for source in sources], "shapes": shapes}
+    for source in found:
+        kept = outputs.cached(config, source, dataset)
+        assert kept is not None  # with teacher.cache=on it raises instead
+        shapes = {split: list(array.shape) for split, array in kept.items()}
+    return {"teachers": [str(source) for source in found], "shapes": shapes}
 
 
-def _clear(config: Mapping) -> dict:
-    folder, deletes = Path(config["cache_dir"]), config["cache"]["yes"]
+def _clear(config: Mapping, deletes: bool) -> dict:
+    folder = Path(config["cache_dir"])
     found = cache.entries(folder)
     for entry, size in found:
         if why := cache.remove(entry) if deletes else cache.foreign(entry):

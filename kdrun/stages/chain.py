@@ -3,27 +3,34 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kdrun import stages
+from kdrun.config.schema import shared
 from kdrun.errors import InputError
+from kdrun.runs import directory
 from kdrun.runs import record as runs
+from kdrun.runs.identity import fingerprint
 from kdrun.runs.recording import update
 
 log = logging.getLogger(__name__)
 
 
-def link(config: Mapping, run_dir: Path, record: dict, name: str, identity: Mapping) -> Path:
-    """The run directory of a completed training stage with this identity: `config["stage"]`, run now if need be.
+def run_or_reuse(config: Mapping, run_dir: Path, record: dict, name: str, identity: Mapping, **own: Any) -> Path:
+    """The run directory of a completed training stage with this identity, run now if need be.
+
+    `config` is that of the chain, and `own` the stage's own keys.
 
     `record` is of the run that it is a part of, in `run_dir`; under `name` it remembers the part's directory, so that
     it goes on where it was. With `reuse` in the config, a completed run from elsewhere is taken.
     """
+    config = {**shared(config), **own, "stage": identity["stage"]}
     begun = record.setdefault("stages", {})
     found = _good(begun.get(name), identity) or reusable(config, identity)
     if found and (reused := runs.read(found))["status"] == "completed":
         log.info("%s: reusing the completed run %s%s", name, found, runs.other_code(reused))
         return found
-    begun[name] = str(found or runs.create(config["outputs"], config["stage"]))
+    begun[name] = str(found or directory.create(config["outputs"], config["stage"]))
     update(run_dir, record)
     stages.run(config, Path(begun[name]))
     return Path(begun[name])
@@ -43,7 +50,7 @@ def _good(begun: str | None, identity: Mapping) -> Path | None:
     except InputError as error:
         log.warning("%s Beginning that stage anew", error)
         return None
-    if record.get("fingerprint") != runs.fingerprint(identity):
+    if record.get("fingerprint") != fingerprint(identity):
         log.warning("%s depends on something else than it did. Beginning that stage anew", begun)
         return None
     if record["status"] == "completed" and (changed := runs.damaged(Path(begun), record)):

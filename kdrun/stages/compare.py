@@ -1,17 +1,24 @@
-"""Did distilling help? Runs that are there, compared. Nothing is computed anew."""
+"""Comparison of runs that are there: did distilling help? Nothing is computed anew."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdrun.config import rules
 from kdrun.registry import register
+from kdrun.runs import directory
 from kdrun.runs.recording import recording
 
 
-@register("stage", "compare")
-def compare(config: Mapping, run_dir: Path) -> dict:
+def check(config: Mapping, overrides: Sequence[str]) -> None:
+    """Raises InputError where there are no runs."""
+    directory.found(config["runs"])
+
+
+@register("stage", "compare", check=check, needs_tensorflow=False)
+def compare(config: Mapping, run_dir: Path, *, runs: rules.Paths) -> dict:
     """Compare the runs in `runs`; writes comparison.csv, .json, .md, .tex, report.html and figures/."""
     with recording(run_dir, config) as record:
-        places = [config["runs"]] if isinstance(config["runs"], str) else config["runs"]
+        places = [runs] if isinstance(runs, str) else runs
         record["results"] = compared(config, places, run_dir)
         return record["results"]
 

@@ -1,45 +1,60 @@
 """A run's test metrics, computed again from its weights; or its network, measured on other data."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from kdrun.config import rules
+from kdrun.config.schema import ALL_IMAGES
 from kdrun.data import datasets
 from kdrun.errors import InputError, KdrunError
-from kdrun.evaluation import metrics
-from kdrun.evaluation.inference import compiled_inference, logits
 from kdrun.registry import register
-from kdrun.reports import tables
 from kdrun.runs import record as runs
-from kdrun.runs import run_json as records
+from kdrun.runs import run_json
 from kdrun.runs.recording import recording
-from kdrun.runtime import precision
+from kdrun.stages import checks
 from kdrun.stages.checks import OF_RUN
 from kdrun.storage import forms
-from kdrun.teachers import checkpoint
 
 log = logging.getLogger(__name__)
 
 
-@register("stage", "evaluate")
-def evaluate(config: Mapping, run_dir: Path) -> dict:
+def check(config: Mapping, overrides: Sequence[str]) -> None:
+    """Raises InputError for a run that cannot be measured, or not on these data."""
+    record = checks.taken(config["run"])
+    if config["data"]["name"] != OF_RUN:
+        _check_other_data(config["data"], record, overrides)
+        return
+    checks.own_data_alone(config["data"], "evaluate", "Name other data with it: data=mnist or the like.", overrides)
+    checks.sizes(record["config"]["data"])
+    datasets.load(record["config"]["data"])
+
+
+@register("stage", "evaluate", check=check)
+def evaluate(config: Mapping, run_dir: Path, *, run: rules.RunDirectory) -> dict:
     """Rebuild the network of `run`, load its best and its last weights, and measure them on the test set.
 
     On the run's own data, KdrunError is raised when a metric differs from what its run.json says. Where the config has
     data of its own, these are measured on, and the run's record stays as it is.
     """
-    evaluated = Path(config["run"])
+    from kdrun.evaluation import metrics
+    from kdrun.evaluation.inference import compiled_inference, logits
+    from kdrun.reports import tables
+    from kdrun.runtime import precision
+    from kdrun.teachers import checkpoint
+
+    evaluated = Path(run)
     theirs = runs.read(evaluated)
     of_run = config["data"]["name"] == OF_RUN
-    data = theirs["config"]["data"] if of_run else {**config["data"], **runs.ALL_IMAGES}
+    data = theirs["config"]["data"] if of_run else {**config["data"], **ALL_IMAGES}
     dataset = datasets.load(data)
     with recording(run_dir, config, evaluated=str(evaluated), dataset_sha256=dataset.sha256) as record:
         damaged = runs.damaged(evaluated, theirs)
         if damaged:
             raise KdrunError(f"{evaluated}: {', '.join(damaged)} is not what run.json says it was. Files were changed.")
-        if wrong := forms.problem(theirs, records.EVALUATED):
+        if wrong := forms.problem(theirs, run_json.EVALUATED):
             raise InputError(f"run: {evaluated} is damaged, or not the record of a network: {wrong}.")
         precision.prepare_machine()
         batch_size, image_size = theirs["config"]["evaluation_batch_size"], theirs["image_shape"][0]
@@ -76,4 +91,25 @@ def _hold_against(theirs: Mapping, results: Mapping, evaluated: Path) -> None:
             name,
             found["accuracy"],
             found["cross_entropy"],
+        )
+
+
+def _check_other_data(data: Mapping, record: Mapping, overrides: Sequence[str]) -> None:
+    """Raises InputError where a run's network cannot be measured on these data."""
+    theirs, shapes = record["config"]["data"], datasets.shapes(data)
+    checks.size("test_size", data["test_size"], shapes.test[0])
+    sized = [word for word in overrides if word.lstrip("+~").startswith("data.image_size=")]
+    if sized and data["image_size"] != theirs["image_size"]:
+        raise InputError(f"{sized[0]}: the run's network sees images of {theirs['image_size']} pixels. Leave it out.")
+    channels = shapes.test[3] if len(shapes.test) == 4 else 1
+    if channels != record["image_shape"][2]:
+        raise InputError(
+            f"data={data['name']}: its images have {channels} channel(s), and the run's network sees "
+            f"{record['image_shape'][2]}. Give images like those that it was trained on."
+        )
+    labels = datasets.load({**data, **ALL_IMAGES}).test.labels
+    if int(labels.max()) >= record["num_classes"]:
+        raise InputError(
+            f"data={data['name']}: its labels go up to {labels.max()}, and the run's network tells "
+            f"{record['num_classes']} classes apart. Give data with the same classes."
         )

@@ -1,62 +1,79 @@
 """Teacher, student alone, distilled student, and how they compare."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdrun.config.schema import for_role
 from kdrun.data import datasets
+from kdrun.errors import InputError
 from kdrun.evaluation import metrics
+from kdrun.objectives import selection
 from kdrun.registry import register
-from kdrun.reports import tables
-from kdrun.runs import predictions
+from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
-from kdrun.runtime import precision
-from kdrun.stages import chain
+from kdrun.stages import chain, checks
 from kdrun.stages.compare import compared
-from kdrun.stages.distill import rehearse
-from kdrun.teachers import cache, checkpoint
-from kdrun.teachers import outputs as answers
+from kdrun.teachers import cache, overlap, sources
 
 log = logging.getLogger(__name__)
 
 
-@register("stage", "pipeline")
+def check(config: Mapping, overrides: Sequence[str]) -> None:
+    """Raises InputError where one of the three cannot be trained."""
+    dataset = checks.training(config, ("teacher", "teacher"), ("student", "student"), ("distill", "student"))
+    selection.check(config["objective"], dataset.num_classes)
+    students, teacher = for_role(config, "student"), config["teacher"]
+    found: list[Path] | None = None  # a teacher that is trained first
+    if teacher["run"] != "auto":
+        found = sources.resolve(config, overrides) if sources.are_needed(config) else []
+    if teacher["logits"] or (found is not None and len(found) > 1):
+        raise InputError("stage=pipeline takes one teacher's run. For others, run stage=distill.")
+    checks.teachers(students, dataset, found, teacher["model"])
+    if found is None and not config["distill"]["peers"]:
+        overlap.check(students, overlap.configured(config), "The configured teacher")
+    checks.kept_logits(config)
+
+
+def of(config: Mapping) -> dict:
+    """The identity of the configured run."""
+    return identity.of_chain(config, datasets.fingerprint(config["data"]))
+
+
+@register("stage", "pipeline", check=check, identity=of)
 def pipeline(config: Mapping, run_dir: Path) -> dict:
     """Run, or find completed, the three training stages, then compare them on the test set."""
+    from kdrun.reports import tables
+    from kdrun.runtime import precision
+    from kdrun.teachers import outputs
+    from kdrun.teachers.supervisors import rehearse
+
     dataset_sha256 = datasets.fingerprint(config["data"])
-    depends = runs.chain_identity(config, dataset_sha256)
-    with recording(run_dir, config, depends, dataset_sha256=dataset_sha256) as record:
-
-        def run(stage: str, identity: Mapping) -> Path:
-            return chain.link({**config, "stage": stage}, run_dir, record, stage, identity)
-
+    with recording(run_dir, config, of(config), dataset_sha256=dataset_sha256) as record:
+        students = for_role(config, "student")
         if config["teacher"]["run"] == "auto":
-            students = runs.seen(config, "distill")
             rehearse(students, datasets.load(students["data"], config["seed"]), config["teacher"]["model"])
-        teacher_dir = _teacher(config, dataset_sha256, run)
+            its_own = identity.of_teacher(config, dataset_sha256)
+            teacher_dir = chain.run_or_reuse(config, run_dir, record, "teacher", its_own)
+        else:
+            teacher_dir = Path(config["teacher"]["run"])
         config = {**config, "teacher": {**config["teacher"], "run": str(teacher_dir)}}
-        sources = checkpoint.sources(config)
-        weights = [checkpoint.weights_of(source) for source in sources]
-        identities = {stage: runs.identity(config, stage, dataset_sha256, weights) for stage in ("student", "distill")}
-        students = runs.seen(config, "distill")
-        if sources and cache.wanted(students) and chain.reusable(config, identities["distill"]) is None:
+        students = for_role(config, "student")
+        teachers = sources.resolve(config) if sources.are_needed(config) else []
+        distilled = identity.of_distilled(config, dataset_sha256, [sources.weights_of(each) for each in teachers])
+        if teachers and cache.wanted(students) and chain.reusable(config, distilled) is None:
             precision.prepare_machine()
             # now, so that the teacher is out of memory before a student is in it
-            answers.kept(students, teacher_dir, datasets.load(students["data"], config["seed"]))
+            outputs.cached(students, teacher_dir, datasets.load(students["data"], config["seed"]))
         found = {"teacher": teacher_dir}
-        for stage, identity in identities.items():
-            found[stage] = run(stage, identity)
+        for depends in (identity.of_student(config, dataset_sha256), distilled):
+            name = depends["stage"]
+            found[name] = chain.run_or_reuse(config, run_dir, record, name, depends)
         rows = [_row(stage, path, found["teacher"]) for stage, path in found.items()]
         tables.comparison(rows)
         record["results"] = {"runs": rows, **compared(config, list(found.values()), run_dir, table=False)}
         return record["results"]
-
-
-def _teacher(config: Mapping, dataset_sha256: str, run: Callable[[str, Mapping], Path]) -> Path:
-    if config["teacher"]["run"] != "auto":
-        return Path(config["teacher"]["run"])
-    return run("teacher", runs.identity(config, "teacher", dataset_sha256))
 
 
 def _row(stage: str, run_dir: Path, teacher_dir: Path) -> dict:

@@ -3,52 +3,74 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
+from kdrun.config import rules
+from kdrun.config.schema import Training, for_role
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
 from kdrun.evaluation import metrics
-from kdrun.evaluation.inference import compiled_inference, logits
-from kdrun.models import build as models
 from kdrun.registry import register
-from kdrun.reports import tables
-from kdrun.runs import predictions
+from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
-from kdrun.runtime import precision
-from kdrun.stages import chain
-from kdrun.stages.train import train_network
-from kdrun.teachers import checkpoint
-from kdrun.training.job import InitialWeights
+from kdrun.stages import chain, checks
+from kdrun.teachers import sources
 
 log = logging.getLogger(__name__)
 
 _ROUNDS = 200  # of expectation and maximisation, at most
 
 
-@register("stage", "specialists")
-def specialists(config: Mapping, run_dir: Path) -> dict:
+def check(config: Mapping, overrides: Sequence[str]) -> None:
+    """Raises InputError where generalist or specialists cannot be trained, or the given one is none for these data."""
+    checks.training(config, ("teacher", "teacher"), ("specialist", "teacher"))
+    if config["run"] != "auto":
+        checks.taken(config["run"])
+        sources.check(config, config["run"], "run")
+    checks.kept_logits(config)
+
+
+def of(config: Mapping) -> dict:
+    """The identity of the configured run."""
+    return identity.of_chain(config, datasets.fingerprint(config["data"]))
+
+
+@register("stage", "specialists", check=check, identity=of)
+def specialists(
+    config: Mapping,
+    run_dir: Path,
+    *,
+    run: rules.RunDirectory,
+    clusters: Annotated[int, rules.integer(2)],
+    specialist: Training,
+) -> dict:
     """Cluster the classes that the generalist confuses on validation, train a specialist for each cluster of two or
     more, and measure generalist and all of them together on the test set."""
+    from kdrun.reports import tables
+
     dataset_sha256 = datasets.fingerprint(config["data"])
-    depends = runs.chain_identity(config, dataset_sha256)
-    with recording(run_dir, config, depends, dataset_sha256=dataset_sha256) as record:
-        generalist = _generalist(config, run_dir, record, dataset_sha256)
-        dataset = datasets.load(runs.seen(config, "teacher")["data"])
+    with recording(run_dir, config, of(config), dataset_sha256=dataset_sha256) as record:
+        generalist = Path(run)
+        if run == "auto":
+            its_own = identity.of_teacher(config, dataset_sha256)
+            generalist = chain.run_or_reuse(config, run_dir, record, "teacher", its_own)
+        dataset = datasets.load(for_role(config, "teacher")["data"])
         found = []
-        for classes in confusable(_said(config, generalist, dataset, "validation"), config["clusters"]):
+        for classes in confusable(_said(config, generalist, dataset, "validation"), clusters):
             log.info("specialists: one for classes %s", classes)
             for split in dataset[:3]:
                 if not np.isin(split.labels, classes).any():
                     raise InputError(f"specialists: a split has no images of {classes}. Use more images.")
-            part = {**config, "stage": "specialist", "run": str(generalist), "classes": classes}
-            identity = runs.identity(part, "specialist", dataset_sha256, [checkpoint.weights_of(generalist)])
-            run = chain.link(part, run_dir, record, f"specialist {classes}", identity)
-            found.append({"classes": classes, "run": str(run), **_tested(run)})
+            own = {"run": str(generalist), "classes": classes, "specialist": specialist}
+            depends = identity.of_specialist({**config, **own}, dataset_sha256, [sources.weights_of(generalist)])
+            path = chain.run_or_reuse(config, run_dir, record, f"specialist {classes}", depends, **own)
+            found.append({"classes": classes, "run": str(path), **_tested(path)})
         log_p, labels = _said(config, generalist, dataset, "test"), dataset.test.labels
-        heard = [(each["classes"], _log_probabilities(Path(each["run"]), each["dustbin_shift"])) for each in found]
-        together = np.log(np.maximum(combined(log_p, heard), 1e-300))
+        theirs = [(each["classes"], _log_probabilities(Path(each["run"]), each["dustbin_shift"])) for each in found]
+        together = np.log(np.maximum(combined(log_p, theirs), 1e-300))
         record["results"] = {
             "specialists": found,
             "generalist": {"run": str(generalist), "test": metrics.evaluate(log_p, labels)},
@@ -65,33 +87,46 @@ def specialists(config: Mapping, run_dir: Path) -> dict:
         return record["results"]
 
 
-@register("stage", "specialist")
-def specialist(config: Mapping, run_dir: Path) -> dict:
+@register("stage", "specialist", role="teacher", trains="specialist", is_part=True)
+def specialist(
+    config: Mapping,
+    run_dir: Path,
+    *,
+    run: rules.Path,
+    classes: Annotated[list[int], rules.integers(0)],
+    specialist: Training,
+) -> dict:
     """Train a network that begins as the generalist `run` to tell `classes` apart, all others being one, the last.
 
     Half of its training images are all of its classes, half are drawn from the others. `dustbin_shift` in the results
     is what its logit of the others is to be raised by, because it saw too few of them.
     """
-    generalist = Path(config["run"])
-    theirs, classes, seed = runs.read(generalist), config["classes"], config["seed"]
+    from kdrun.models import surgery
+    from kdrun.stages.job import train_network
+    from kdrun.teachers import checkpoint
+    from kdrun.training.job import InitialWeights
+
+    generalist, seed = Path(run), config["seed"]
     whole = datasets.load(config["data"])
     dataset = _specialised(whole, classes, seed)
-    weights = checkpoint.weights_of(generalist)
-    depends = runs.identity(config, "specialist", whole.sha256, [weights])
+    weights = sources.weights_of(generalist)
+    depends = identity.of_specialist(config, whole.sha256, [weights])
     with recording(run_dir, config, depends, seed=seed, dataset_sha256=whole.sha256) as record:
         network = checkpoint.load(generalist, "float32")
         begins = {layer.name: layer.get_weights() for layer in network.layers}
-        begins[models.classifier(network).name] = [
-            _with_dustbin(array, classes) for array in models.classifier(network).get_weights()
-        ]
+        classifier = surgery.classifier(network)
+        begins[classifier.name] = [_with_dustbin(array, classes) for array in classifier.get_weights()]
 
-        def assign(model) -> None:
+        def begin(model) -> None:
             for name, weights_of_layer in begins.items():
                 model.get_layer(name).set_weights(weights_of_layer)
 
-        # the seed draws the other classes' images
-        initial = InitialWeights({"generalist": weights, "classes": classes, "seed": seed}, assign)
-        results = train_network(config, run_dir, record, dataset, theirs["model"], seed, initial_weights=initial)
+        # the seed draws the others
+        initial_weights = InitialWeights({"generalist": weights, "classes": classes, "seed": seed}, begin)
+        model = runs.read(generalist)["model"]
+        results = train_network(
+            config, run_dir, record, dataset, model, seed, specialist, initial_weights=initial_weights
+        )
         others = np.isin(whole.train.labels, classes, invert=True).sum()
         seen = (dataset.train.labels == len(classes)).sum()
         results["dustbin_shift"] = float(np.log(others / seen))
@@ -137,15 +172,12 @@ def combined(log_p: np.ndarray, specialists: Sequence[tuple[Sequence[int], np.nd
     return q
 
 
-def _generalist(config: Mapping, run_dir: Path, record: dict, dataset_sha256: str) -> Path:
-    if config["run"] != "auto":
-        return Path(config["run"])
-    part = {**config, "stage": "teacher"}
-    return chain.link(part, run_dir, record, "teacher", runs.identity(config, "teacher", dataset_sha256))
-
-
 def _said(config: Mapping, run_dir: Path, dataset: datasets.Dataset, split: str) -> np.ndarray:
     """A network's log-probabilities of a split's images, float64 [n, C]."""
+    from kdrun.evaluation.inference import compiled_inference, logits
+    from kdrun.runtime import precision
+    from kdrun.teachers import checkpoint
+
     images = getattr(dataset, split).images
     record = runs.read(run_dir)
     precision.prepare_machine()

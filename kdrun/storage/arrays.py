@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,10 @@ from kdrun.storage import files
 
 DEFLATE_RATIO = 1032  # the most that deflate can make of a byte; headers that claim more lie
 # what zipfile, gzip, zlib and numpy raise for files that are damaged, encrypted or compressed in an unknown way
-UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error, SyntaxError)
-UNREADABLE += (TypeError, tokenize.TokenError, OverflowError, MemoryError)
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, EOFError, ValueError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error, SyntaxError),
+    *(TypeError, tokenize.TokenError, OverflowError, MemoryError),
+)
 _LONGEST_HEADER = 10_000  # bytes; numpy's own limit
 _AT_ONCE = 1 << 20  # bytes
 _MAGIC = np.lib.format.MAGIC_PREFIX
@@ -150,11 +152,11 @@ def mapped(path: Path) -> np.ndarray:
         size = file.seek(0, io.SEEK_END)
         if header.dtype.kind not in _KINDS or header.offset + header.size != size:
             raise ValueError(f"its header claims {header.size} bytes of {header.dtype} in a file of {size}")
-        order = "F" if header.column_order else "C"
+        order: Literal["F", "C"] = "F" if header.column_order else "C"
         return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)
 
 
-def _header(file: BinaryIO) -> Header:
+def _header(file: IO[bytes]) -> Header:
     """The header at the beginning of a .npy; not more is read than one can be long."""
     start = io.BytesIO(file.read(len(_MAGIC) + 6 + _LONGEST_HEADER))
     version = np.lib.format.read_magic(start)
@@ -185,7 +187,7 @@ def _most(path: Path, member: zipfile.ZipInfo) -> int:
     return min(member.file_size, unpacked[member.compress_type])
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: io.BufferedReader) -> str:
     """The sha256 of an open file, which is then at its beginning."""
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()

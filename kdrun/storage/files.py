@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -10,14 +11,13 @@ import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from kdrun.errors import NoRoom
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\..+")
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """A regular file, or a link to one, open for reading.
 
     Raises OSError for anything else: a FIFO would be waited for, /dev/zero has no end.
@@ -73,7 +73,7 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex}.{path.name}")
 
 
-def write_with(path: Path, write: Callable[[str], None]) -> None:
+def write_with(path: Path, write: Callable[[str], object]) -> None:
     """Have `write(temporary name)` write a file in the same folder, flush it to disk, then rename it to `path`."""
     temporary = temporary_name(path)
     try:
@@ -86,7 +86,7 @@ def write_with(path: Path, write: Callable[[str], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write bytes, all or nothing."""
     write_with(path, lambda name: Path(name).write_bytes(content))
 

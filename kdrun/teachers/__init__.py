@@ -1,1 +1,1 @@
-"""Who teaches."""
+"""Teachers: runs and files, and their outputs."""

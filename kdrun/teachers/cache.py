@@ -1,4 +1,4 @@
-"""What a teacher said of every image, kept on disk: asked once, read by every later epoch, run and sweep job.
+"""Cache of a teacher's outputs on disk: asked once, read by every later epoch, run and sweep job.
 
 An entry is a folder named by the sha256 of everything that the logits depend on: manifest.json, and one .npy of
 float32 logits for each split, in the split's order, read through memory maps. No TensorFlow in here.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from kdrun.data import batches
 from kdrun.errors import InputError, KdrunError
@@ -39,9 +39,9 @@ def wanted(config: Mapping) -> bool:
     return asked == "on" or (asked == "auto" and finite)
 
 
-def key(depends: Mapping) -> str:
+def key(cache_key: Mapping) -> str:
     """sha256 of everything that an entry's logits depend on, as plain values."""
-    return manifest.digest(depends)
+    return manifest.digest(cache_key)
 
 
 def size(shapes: Shapes) -> int:
@@ -49,7 +49,7 @@ def size(shapes: Shapes) -> int:
     return sum(4 * math.prod(shape) for shape in shapes.values())
 
 
-def obtain(folder: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> dict[str, np.ndarray]:
+def obtain(folder: Path, cache_key: Mapping, shapes: Shapes, ask: Ask) -> dict[str, np.ndarray]:
     """The entry's logits by split, as read-only memory maps; computed first where there is no such entry.
 
     `shapes` gives each split's shape, and `ask(split)` its logits in order, in blocks float32 [some, classes]. Two
@@ -57,18 +57,18 @@ def obtain(folder: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> dict[str
     Raises InputError for logits that are not finite numbers, and OSError where the folder cannot be written or is
     full; no half entry stays.
     """
-    entry = folder / key(depends)[:32]
-    found, problem = _read(entry, depends, shapes)
+    entry = folder / key(cache_key)[:32]
+    found, problem = _read(entry, cache_key, shapes)
     if found is None:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(entry):
-            found, problem = _read(entry, depends, shapes)
+            found, problem = _read(entry, cache_key, shapes)
             if problem:
                 aside = manifest.set_aside(entry)
                 log.warning("teacher cache: %s: %s. Set aside as %s; asking the teacher again", entry, problem, aside)
             if found is None:
-                _fill(entry, depends, shapes, ask)
-                found, problem = _read(entry, depends, shapes)
+                _fill(entry, cache_key, shapes, ask)
+                found, problem = _read(entry, cache_key, shapes)
                 if found is None:
                     raise KdrunError(f"{entry}: {problem}, just after it was written. Is the disk failing?")
                 return found
@@ -76,9 +76,9 @@ def obtain(folder: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> dict[str
     return found
 
 
-def is_there(folder: Path, depends: Mapping) -> bool:
+def is_there(folder: Path, cache_key: Mapping) -> bool:
     """Whether there is such an entry, good or not."""
-    return (folder / key(depends)[:32]).exists()
+    return (folder / key(cache_key)[:32]).exists()
 
 
 def entries(folder: Path) -> list[tuple[Path, int]]:
@@ -124,8 +124,8 @@ def _lock_path(entry: Path) -> Path:
     return entry.with_name(f"{entry.name[:32]}.lock")
 
 
-def _locked(entry: Path) -> FileLock:
-    """The entry's lock, held; waiting for it can be stopped by a signal."""
+def _locked(entry: Path) -> AcquireReturnProxy:
+    """The entry's lock, held, to be let go of by `with`; waiting for it can be stopped by a signal."""
     lock = FileLock(_lock_path(entry))
     waiting = False
     while True:
@@ -138,12 +138,12 @@ def _locked(entry: Path) -> FileLock:
             stopping.check()
 
 
-def _read(entry: Path, depends: Mapping, shapes: Shapes) -> tuple[dict[str, np.ndarray] | None, str | None]:
+def _read(entry: Path, cache_key: Mapping, shapes: Shapes) -> tuple[dict[str, np.ndarray] | None, str | None]:
     """The entry's logits, or None and what is wrong with it; (None, None) where there is none."""
     if not entry.exists():
         return None, None
     try:
-        if manifest.opened(entry)["depends"] != json.loads(json.dumps(depends)):
+        if manifest.opened(entry)["depends"] != json.loads(json.dumps(cache_key)):
             return None, "it holds another teacher's logits"
         logits = {}
         for split, shape in shapes.items():
@@ -158,7 +158,7 @@ def _read(entry: Path, depends: Mapping, shapes: Shapes) -> tuple[dict[str, np.n
     return logits, None
 
 
-def _fill(entry: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> None:
+def _fill(entry: Path, cache_key: Mapping, shapes: Shapes, ask: Ask) -> None:
     partial = entry.with_name(f"{entry.name}.partial")
     if partial.exists():  # of a kdrun that was killed: nobody else writes it while we hold the lock
         shutil.rmtree(partial)
@@ -169,7 +169,7 @@ def _fill(entry: Path, depends: Mapping, shapes: Shapes, ask: Ask) -> None:
         for split, shape in shapes.items():
             _write(partial / f"{split}.npy", shape, ask(split))
         seconds = round(time.perf_counter() - started, 3)
-        manifest.seal(partial, {"depends": depends, "seconds": seconds})
+        manifest.seal(partial, {"depends": cache_key, "seconds": seconds})
         partial.rename(entry)
         files.flush(entry.parent)
     finally:

@@ -1,4 +1,4 @@
-"""How a student hears a teacher: from the cache, from a file, or live beside it."""
+"""Teacher outputs for a student: from the cache, from a file, or live beside it."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +12,15 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import Progress
 
-from kdrun import registry
-from kdrun.data import batches
+from kdrun.config.schema import ALL_IMAGES
+from kdrun.data import batches, datasets
 from kdrun.data.datasets import Dataset
 from kdrun.errors import KdrunError
 from kdrun.evaluation import metrics
 from kdrun.evaluation.inference import compiled_inference
 from kdrun.models import build as models
-from kdrun.models import preprocessing
-from kdrun.runs import code
+from kdrun.models import preprocessing, surgery
+from kdrun.runs import identity
 from kdrun.runs import record as runs
 from kdrun.runtime import precision
 from kdrun.storage import files
@@ -45,7 +45,7 @@ def why_live(config: Mapping, dataset: Dataset) -> str:
     )
 
 
-def kept(config: Mapping, source: Path, dataset: Dataset) -> dict[str, np.ndarray] | None:
+def cached(config: Mapping, source: Path, dataset: Dataset) -> dict[str, np.ndarray] | None:
     """A teacher's logits by split: a file's, or a run's from the cache, which is filled if it has to be.
 
     train is float32 [views, n, classes], validation and test are [n, classes]. Where the cache cannot be written,
@@ -54,10 +54,10 @@ def kept(config: Mapping, source: Path, dataset: Dataset) -> dict[str, np.ndarra
     if source.is_file():
         found = logits_file.logits(source, dataset)
         return {**found, "train": found["train"][np.newaxis]}
-    return _cached(config, source, dataset, _shapes(config, dataset), depends(config, source, dataset))
+    return _cached(config, source, dataset, _shapes(config, dataset), cache_key(config, source, dataset))
 
 
-def kept_features(
+def cached_features(
     config: Mapping, teacher_dir: Path, dataset: Dataset, layers: Mapping[str, str]
 ) -> dict[str, np.ndarray] | None:
     """A teacher's features on the training set by name, float32 [views, n, ...], from the cache, filled if need be.
@@ -72,7 +72,7 @@ def kept_features(
     missing = [
         name
         for name, layer in layers.items()
-        if not cache.is_there(folder, {**depends(config, teacher_dir, dataset), "layer": layer})
+        if not cache.is_there(folder, {**cache_key(config, teacher_dir, dataset), "layer": layer})
     ]
     needed, free = sum(cache.size(shapes[name]) for name in missing), files.free(folder)
     log.info(
@@ -84,7 +84,7 @@ def kept_features(
         log.warning("teacher cache: %s are free in %s, too few. The teacher runs live", files.readable(free), folder)
         return None
     for name, layer in layers.items():
-        entry = {**depends(config, teacher_dir, dataset), "layer": layer}
+        entry = {**cache_key(config, teacher_dir, dataset), "layer": layer}
         cached = _cached(config, teacher_dir, dataset, shapes[name], entry, layer)
         if cached is None:
             return None
@@ -97,14 +97,14 @@ def _cached(
     teacher_dir: Path,
     dataset: Dataset,
     shapes: cache.Shapes,
-    depends_: Mapping,
+    key: Mapping,
     layer: str | None = None,
 ) -> dict[str, np.ndarray] | None:
     folder, console = Path(config["cache_dir"]), Console()
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             ask = partial(_ask, once(partial(_teacher, config, teacher_dir, dataset, layer)), config, dataset, bar)
-            return cache.obtain(folder, depends_, shapes, ask)
+            return cache.obtain(folder, key, shapes, ask)
     except OSError as error:
         problem = (
             f"{folder} cannot take the teacher's answers, {files.readable(cache.size(shapes))} ({error.strerror})."
@@ -126,20 +126,22 @@ def live(config: Mapping, teacher_dir: Path, dataset: Dataset):
     return model, found
 
 
-def depends(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
+def cache_key(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
     """Everything that the teacher's logits depend on, as plain values."""
     record = runs.read(teacher_dir)
+    # a path's contents have their sum, and so have classes
+    own = {k: v for k, v in datasets.own_keys(config["data"]).items() if k not in ("path", "num_classes")}
     size, channels = config["data"]["image_size"], dataset.test.images.shape[3]
     return {
         "format": cache.FORMAT,
         "weights_sha256": files.sha256(teacher_dir / checkpoint.WEIGHTS),
         "model": record["model"],
-        "code": code.of_module(net) if (net := registry.file_of("model", record["model"]["name"])) else None,
+        "code": identity.code_of("model", record["model"]["name"]),
         "num_classes": record["num_classes"],
         "dataset_sha256": dataset.sha256,
         "splits": {split: len(getattr(dataset, split).labels) for split in SPLITS},
         "train_on_validation": config["data"]["train_on_validation"],
-        "subset": {key: config["data"][key] for key in ("train_size", *runs.ALL_IMAGES)},
+        "subset": {key: config["data"][key] for key in ("train_size", *ALL_IMAGES)},
         "subset_seed": config["seed"] if config["data"]["train_fraction"] < 1 else None,
         "preprocessing": preprocessing.described(config["data"]["image_size"]),
         "augment": config["data"]["augment"],
@@ -149,6 +151,7 @@ def depends(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
         ),
         "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
         "tensorflow": version("tensorflow"),
+        **({"data": own} if own else {}),
     }
 
 
@@ -169,7 +172,7 @@ def _teacher(config: Mapping, teacher_dir: Path, dataset: Dataset, layer: str | 
     model = checkpoint.load(teacher_dir, precision.policy(config["precision"]))
     data = config["data"]
     infer = compiled_inference(
-        models.up_to(model, layer) if layer else model,
+        surgery.up_to(model, layer) if layer else model,
         dataset.test.images.shape[1:],
         config["teacher"]["inference_batch_size"],
         data["image_size"],

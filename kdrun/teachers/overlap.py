@@ -1,4 +1,4 @@
-"""Which of a student's validation images its teachers have trained on: such a validation is no fair judge of it.
+"""Overlap of a student's validation images with what its teachers have trained on, which makes it no fair judge.
 
 Of one data set, as positions among its training images: what a run trains on is a range of them. The test images are
 never trained on.
@@ -6,8 +6,8 @@ never trained on.
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from kdrun.config.schema import for_role
 from kdrun.errors import InputError
-from kdrun.runs import record as runs
 
 Range = tuple[int, int | None]  # from a position to below another; None: to the end
 
@@ -21,12 +21,12 @@ def trained_on(record: Mapping) -> list[Range]:
 
 def configured(config: Mapping) -> list[Range]:
     """What the configured teacher is to learn from."""
-    return [_range(runs.seen(config, "teacher")["data"])]
+    return [_range(for_role(config, "teacher")["data"])]
 
 
 def count(config: Mapping, learned_from: Iterable[Range]) -> int:
     """How many of the student's validation images are in these ranges; 0 where it is trained on them itself."""
-    data = runs.seen(config, "distill")["data"]
+    data = for_role(config, "student")["data"]
     if data["train_on_validation"]:
         return 0
     held_out = data["validation_size"]

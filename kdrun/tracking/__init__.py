@@ -1,1 +1,7 @@
-"""Who is told of a training run."""
+"""Trackers: terminal, files and services that follow a training run."""
+
+ENTRIES = {  # name -> the module that registers it
+    "terminal": ".terminal",
+    "jsonl": ".jsonl",
+    "tensorboard": ".tensorboard",
+}

@@ -1,4 +1,4 @@
-"""How long training takes and how fast it is, over all processes that a run takes."""
+"""Clock of a training run, over all processes that it takes."""
 
 import time
 from collections.abc import Mapping
@@ -59,6 +59,8 @@ class Clock:
     def speed(self, started: datetime) -> dict:
         """What run.json says of speed: seconds from the run's start to the first finished step, seconds of training,
         images a second in steady state, and when the first and the last step were done."""
+        assert self.first_step is not None  # training is over
+        assert self.last_step is not None
         return {
             "seconds_to_first_step": round((self.first_step - started).total_seconds(), 3),
             "training_seconds": round(self.training_seconds, 3),

@@ -21,7 +21,7 @@ class Jsonl(Tracker):
     }
     files = ("metrics.jsonl",)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lines: list[dict] = []
         self._since: int | None = None  # how many epochs were done before the first of the lines
 

@@ -1,12 +1,15 @@
 """A training run on the terminal: a progress bar, and a line of the log for each epoch."""
 
-import logging
+from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import logging
+from typing import TYPE_CHECKING
 
 from kdrun.registry import register
 from kdrun.tracking.tracker import Epoch, Run, Steps, Tracker
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +22,9 @@ class Terminal(Tracker):
 
     def start(self, run: Run) -> None:
         """Show the bar."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         console = Console()
         columns = (
             TextColumn("{task.description}"),
@@ -39,6 +45,7 @@ class Terminal(Tracker):
         """Move the bar on."""
         loss, accuracy = steps.latest["loss"], steps.latest["accuracy"]
         shown = f"loss {loss:.4f}, accuracy {accuracy:.3f}, {steps.images_per_second:,.0f} images/s"
+        assert self._bar is not None  # since `start`
         self._bar.update(self._task, completed=steps.step, shown=shown)
 
     def epoch(self, epoch: Epoch) -> None:

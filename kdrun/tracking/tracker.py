@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from kdrun.errors import InputError, KdrunError
 from kdrun.registry import get
 from kdrun.storage.forms import problem
 from kdrun.tracking.clock import Clock
+
+if TYPE_CHECKING:
+    import tf_keras
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Epoch:
     train: Mapping[str, float]  # means of the steps' metrics, the learning rate and what else changes over training
     validation: Mapping[str, float]  # see metrics.evaluate
     best: int  # the epoch with the best weights so far
-    model: object  # as it is now; its weights are its variables
+    model: "tf_keras.Model"  # as it is now; its weights are its variables
     images_per_second: float
 
 
@@ -76,10 +80,10 @@ class Tracker:
     What a method raises ends the run, but for an OSError of `close`.
     """
 
-    STATE = None  # the form (see storage.forms) of what `state` gives; None: no state
+    STATE: ClassVar[Any] = None  # the form (see storage.forms) of what `state` gives; None: no state
     files: tuple[str, ...] = ()  # written below the run directory, for the record to have the sums of at the end
 
-    def restore(self, values) -> None:
+    def restore(self, values: Any) -> None:
         """Take what `state` gave when the training state was saved that a run goes on from; before `start`."""
 
     def start(self, run: Run) -> None:
@@ -94,11 +98,11 @@ class Tracker:
     def end(self, end: End) -> None:
         """Note what training came to. Not called in a run that is interrupted or fails."""
 
-    def state(self):
+    def state(self) -> Any:
         """What `restore` needs in another process, as JSON has it and in the form STATE; None for nothing."""
         return None
 
-    def wrong(self, values, step: int, epochs: int) -> str | None:
+    def wrong(self, values: Any, step: int, epochs: int) -> str | None:
         """Say in one line what of a saved state, perhaps somebody else's, cannot be after so many steps and epochs."""
         return problem(values, type(self).STATE)  # a form may be a function, which is no method
 
@@ -116,7 +120,7 @@ class Trackers:
     def __enter__(self) -> "Trackers":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         with ExitStack() as closing:  # all of them, whatever one raises
             for tracker in reversed(self._trackers.values()):
                 closing.callback(_closed, tracker)
@@ -173,7 +177,7 @@ class Trackers:
         """What happened since the last step was not training."""
         self._clock.pause_ended()
 
-    def epoch(self, number: int, train: Mapping, validation: Mapping, best: int, model) -> None:
+    def epoch(self, number: int, train: Mapping, validation: Mapping, best: int, model: "tf_keras.Model") -> None:
         """Note an epoch that is validated: see Epoch."""
         step = number * self._run.steps_per_epoch
         epoch = Epoch(number, step, train, validation, best, model, self._clock.images_per_second())
@@ -192,16 +196,11 @@ class Trackers:
 
 
 def chosen(keys: Mapping[str, Mapping]) -> dict[str, Tracker]:
-    """The trackers that a config names, made with their keys. Raises InputError for one that is not registered."""
-    found = {}
-    for name, own in keys.items():
-        try:
-            make = get("tracker", name)
-        except KeyError as error:
-            raise InputError(
-                f'tracker={name}: no module registers it. Put @register("tracker", "{name}") above its class.'
-            ) from error
-        found[name] = make(**own)
+    """The trackers that a config names, made with their keys. Raises InputError for what is none."""
+    found = {name: get("tracker", name).call(**own) for name, own in keys.items()}
+    for name, tracker in found.items():
+        if not isinstance(tracker, Tracker):
+            raise InputError(f"tracker={name}: it must be a kdrun.tracking.tracker.Tracker, and is {tracker!r:.60}.")
     return found
 
 

@@ -11,6 +11,7 @@ from kdrun.data.datasets import Dataset
 from kdrun.evaluation import metrics
 from kdrun.evaluation.inference import Infer, compiled_inference, latency, logits
 from kdrun.models import build as models
+from kdrun.models import surgery
 from kdrun.models.weights import save_weights
 from kdrun.tracking.tracker import Trackers
 from kdrun.training import loop, schedules, state
@@ -104,7 +105,7 @@ def describe(program: Program) -> dict:
     network = program.network
     return {
         "num_classes": network.model.output.shape[-1],
-        "multiply_adds": models.multiply_adds(network.model),
+        "multiply_adds": surgery.multiply_adds(network.model),
         "parameters": {
             "total": network.model.count_params(),
             "trainable": sum(v.shape.num_elements() for v in network.model.trainable_variables),
@@ -116,7 +117,7 @@ def describe(program: Program) -> dict:
     }
 
 
-def run(job: TrainingJob, program: Program, run_dir: Path, monitor: Trackers) -> dict:
+def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -> dict:
     """Train a prepared network; returns what run.json calls results. Files and errors are those of loop.train."""
     settings = job.settings
     log.info(
@@ -130,7 +131,7 @@ def run(job: TrainingJob, program: Program, run_dir: Path, monitor: Trackers) ->
         settings.batch_size,
         run_dir,
     )
-    results = loop.train(program, job.dataset, settings, run_dir, monitor, job.save_every)
+    results = loop.train(program, job.dataset, settings, run_dir, trackers, job.save_every)
     if job.measure_latency:
         if not program.latency:
             program.latency.update(latency(program.network.model, job.dataset.test.images, settings.image_size))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,19 +112,22 @@ def train(
             measured = {name: value / per_epoch for name, value in zip(names, progress.sums, strict=True)}
             validation = _validate(program, dataset, progress.step, epoch, weights["best"])
             save_weights(network.model, weights["last"])
-            progress.last = {"epoch": epoch, **validation}
-            better = progress.best is None or validation["cross_entropy"] < progress.best["cross_entropy"]
-            if better or not settings.held_out:
-                progress.best = progress.last
+            last: dict[str, Any] = {"epoch": epoch, **validation}
+            progress.last = last
+            best = progress.best
+            if best is None or validation["cross_entropy"] < best["cross_entropy"] or not settings.held_out:
+                progress.best = best = last
                 best_weights = network.weights()
                 files.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
             progress.epochs, progress.sums = epoch, [0.0] * len(names)
             values = _last_values(settings, tuple(objectives), progress.step, per_epoch)
-            monitor.epoch(epoch, {**measured, **values}, validation, progress.best["epoch"], network.model)
+            monitor.epoch(epoch, {**measured, **values}, validation, best["epoch"], network.model)
             save()
     except Stopped:
         save()
         raise
+    assert progress.best is not None  # an epoch at least is done
+    assert progress.last is not None
     same = progress.best["epoch"] == progress.last["epoch"]
     return {
         "steps": progress.step,
@@ -207,7 +211,9 @@ def _out_of_patience(progress: Progress, settings: Settings) -> bool:
     return over
 
 
-def _check_finite(names: Sequence[str], rows: Sequence[Sequence[float]], step: int, epoch: int, best: Path) -> None:
+def _check_finite(
+    names: Sequence[str], rows: np.ndarray | Sequence[Sequence[float]], step: int, epoch: int, best: Path
+) -> None:
     """Raises Diverged where a value, of those named in a row for each step after `step`, is not a finite number."""
     finite = np.isfinite(rows)
     if not finite.all():

@@ -106,6 +106,8 @@ def losses(
     return [(1.0 - alpha) * label_loss + alpha * distillation_loss, label_loss, distillation_loss, *terms]
 
 
+# nothing in it depends on a tensor's value, and AutoGraph takes a tenth of a second to find that out
+@tf.autograph.experimental.do_not_convert
 def _prepared(images: tf.Tensor, settings: Settings, inputs: Inputs) -> tf.Tensor:
     """The step's images, float32 [batch, size, size, channels], as student and teacher see them."""
     prepared = gathered(images, inputs.indices, inputs.views, settings.image_size, settings.jitter, settings.flip)

@@ -1,4 +1,4 @@
-"""What a network learns from beside the labels: objectives, and where the teacher outputs come from."""
+"""Supervision of a network beside the labels: objectives, and where the teacher outputs come from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
-from kdrun.models.build import with_features
+from kdrun import registry
+from kdrun.errors import KdrunError
+from kdrun.models.surgery import with_features
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.learned import Learned
 
@@ -54,6 +56,7 @@ class TeacherSource(Protocol):
 class NoTeacher:
     """Nobody teaches: training on labels alone, or under objectives without a teacher."""
 
+    @tf.autograph.experimental.do_not_convert
     def outputs(self, batch: StepBatch, images: tf.Tensor) -> TeacherOutputs:
         return TeacherOutputs()
 
@@ -68,6 +71,7 @@ class CachedTeacher:
     cached: Mapping[str, np.ndarray]
     decode: Decode
 
+    @tf.autograph.experimental.do_not_convert
     def outputs(self, batch: StepBatch, images: tf.Tensor) -> TeacherOutputs:
         return self.decode(batch.cached, batch.temperature)
 
@@ -174,7 +178,7 @@ def decoder(
 def call_on_zeros(supervision: Supervision, model, learned: Learned) -> None:
     """Call every objective on a batch of zeros: they make their weights, which they cannot in a compiled function.
 
-    Raises InputError where an objective cannot be computed on these layers.
+    Raises InputError where an objective cannot be computed on these layers, or one of the user's own has an error.
     """
     size, classes = 4, model.output.shape[-1]
     teacher = supervision.source.zeros(size, classes)
@@ -191,8 +195,15 @@ def call_on_zeros(supervision: Supervision, model, learned: Learned) -> None:
         training_labels=tf.zeros([supervision.training_size], tf.int32),
         random_seed=tf.zeros([2], tf.int32),
     )
-    for objective in supervision.objectives.values():
-        objective(batch)
+    for name, objective in supervision.objectives.items():
+        try:
+            objective(batch)
+        except Exception as error:
+            if isinstance(error, KdrunError) or not registry.has("objective", name):
+                raise
+            if (entry := registry.get("objective", name)).is_shipped:
+                raise
+            raise entry.said(error) from error
 
 
 def _decoded_zeros(decode: Decode, batch_size: int, shapes: Mapping[str, Sequence[int]]) -> TeacherOutputs:

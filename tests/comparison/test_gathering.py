@@ -9,10 +9,12 @@ import json
 import shutil
 from pathlib import Path
 
+import identities
 import numpy as np
 import pandas as pd
 import pytest
 from another_value import changed
+from identities import TRAINING
 from tiny_images import write
 
 import kdrun
@@ -20,6 +22,7 @@ from kdrun.cli.main import main
 from kdrun.comparison import studies
 from kdrun.config.schema import flatten
 from kdrun.runs import record as runs
+from kdrun.runs.identity import fingerprint
 from kdrun.storage.manifest import sealed
 
 SEEDS = {"teacher": "teacher.seed", "student": "seed", "distill": "seed"}
@@ -46,16 +49,16 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     outputs = tmp_path_factory.mktemp("trained") / "outputs"
     outputs.mkdir()
     assert main([*write(outputs / "my.npz"), "batch_size=320", f"outputs={outputs}"]) == 0
-    return {stage: next(outputs.glob(f"{stage}/*/run.json")).parent for stage in runs.TRAINING}
+    return {stage: next(outputs.glob(f"{stage}/*/run.json")).parent for stage in TRAINING}
 
 
 def again(record: dict, config: dict, weights: list[str] | None = None) -> dict:
     """The record as it would be with another config, and other teachers' weights."""
     if weights is None:
         weights = [teacher["weights_sha256"] for teacher in record.get("teachers", ())]
-    identity = runs.identity(config, record["stage"], record["dataset_sha256"], weights)
+    identity = identities.of(config, record["stage"], record["dataset_sha256"], weights)
     seed = config["teacher"]["seed"] if record["stage"] == "teacher" else config["seed"]
-    more = {"config": config, "identity": identity, "fingerprint": runs.fingerprint(identity), "seed": seed}
+    more = {"config": config, "identity": identity, "fingerprint": fingerprint(identity), "seed": seed}
     return record | more
 
 
@@ -79,7 +82,7 @@ def test_a_records_identity_is_that_of_its_config_and_teachers(trained):
     for run_dir in trained.values():
         record = runs.read(run_dir)
         assert again(record, record["config"]) == record
-        assert record["fingerprint"] == runs.fingerprint(record["identity"])
+        assert record["fingerprint"] == fingerprint(record["identity"])
     (teacher,) = runs.read(trained["distill"])["teachers"]
     assert teacher["run"] == str(trained["teacher"])
     assert teacher["weights_sha256"] == runs.read(trained["teacher"])["files"]["checkpoints/best.weights.h5"]
@@ -90,7 +93,7 @@ def is_one(key: str, names: list[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-@pytest.mark.parametrize("stage", runs.TRAINING)
+@pytest.mark.parametrize("stage", TRAINING)
 def test_another_value_of_anything_but_the_seed_is_another_group(stage, trained, gathered):
     record = runs.read(trained[stage])
     keys = [key for key, _ in flatten(record["config"]) if key not in ("stage", "data.path")]
@@ -262,7 +265,7 @@ def test_groups_are_means_over_their_seeds_and_learning_rates_are_settings_of_on
         for rate in (1e-3, 1e-2):
             for seed in (0, 1):
                 config = copy.deepcopy(record["config"]) | {"seed": seed}
-                config["optimizer"]["learning_rate"] = rate
+                config["student"]["optimizer"]["learning_rate"] = rate
                 made = again(record, config)
                 accuracy = 0.5 + better + 10 * rate + (seed + 1) * better / 10
                 made["results"] = copy.deepcopy(record["results"])

@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from kdrun.data import datasets
+from kdrun.data import datasets, npz
 from kdrun.errors import InputError
 
 MNIST_TEST_LABELS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]  # how many of each digit
@@ -28,7 +28,7 @@ def fresh():
 
 @pytest.fixture(scope="module")
 def raw_mnist():
-    with np.load(datasets._MNIST) as archive:
+    with np.load(npz._MNIST) as archive:
         return dict(archive)
 
 
@@ -41,7 +41,7 @@ def test_mnist_is_the_published_one():
     assert mnist.num_classes == 10
     assert np.bincount(mnist.test.labels).tolist() == MNIST_TEST_LABELS
     assert mnist.train.labels[:5].tolist() != mnist.validation.labels[:5].tolist() == [5, 0, 4, 1, 9]
-    assert mnist.sha256 == hashlib.sha256(datasets._MNIST.read_bytes()).hexdigest()
+    assert mnist.sha256 == hashlib.sha256(npz._MNIST.read_bytes()).hexdigest()
     assert datasets.fingerprint(settings("mnist")) == mnist.sha256
 
 
@@ -83,17 +83,17 @@ def test_arrays_are_read_only(write_npz, write_idx):
 @pytest.mark.parametrize("place", [100, 5_000_000, -30])
 def test_mnist_with_one_flipped_bit_is_refused(fresh, tmp_path, monkeypatch, place):
     damaged = tmp_path / "mnist.npz"
-    held = bytearray(datasets._MNIST.read_bytes())
+    held = bytearray(npz._MNIST.read_bytes())
     held[place] ^= 1
     damaged.write_bytes(held)
-    monkeypatch.setattr(datasets, "_MNIST", damaged)
+    monkeypatch.setattr(npz, "_MNIST", damaged)
     for use in (datasets.shapes, datasets.fingerprint, datasets.load):
         with pytest.raises(InputError, match=r"mnist\.npz"):
             use(settings("mnist"))
 
 
 def test_mnist_missing_from_the_installation_is_refused(fresh, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_MNIST", tmp_path / "mnist.npz")
+    monkeypatch.setattr(npz, "_MNIST", tmp_path / "mnist.npz")
     with pytest.raises(InputError, match=r"mnist\.npz"):
         datasets.load(settings("mnist"))
 

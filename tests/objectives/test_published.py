@@ -5,7 +5,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from kdrun.cli.main import config_dir
+from kdrun.cli.compose import config_dir
 
 # temperature (10 is kdrun's own: where an objective has none, or the notebook's), alpha, weight, and the other keys. A
 # term with a weight w beside a cross-entropy of weight 1 is alpha = 0.5 and w.

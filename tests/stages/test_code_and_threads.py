@@ -9,13 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import identities
 import numpy as np
 import pytest
 from held import bits
+from identities import TRAINING
 
 import kdrun
-from kdrun.cli.main import config_dir, main
+from kdrun.cli.compose import config_dir
+from kdrun.cli.main import main
 from kdrun.runs import record as runs
+from kdrun.runs.identity import FORMAT, fingerprint
 from kdrun.runtime import tensorflow as startup
 from kdrun.storage.manifest import sealed
 
@@ -106,10 +110,11 @@ def test_an_edited_nets_answers_are_asked_for_again(another_kdrun, trained, tmp_
     ("name", "stages"),
     [
         ("models/mlp.py", {"teacher", "student", "distill"}),
-        ("training/optimizers.py", {"teacher", "student", "distill"}),
+        ("optimizers/elementwise.py", {"teacher", "student", "distill"}),
         ("data/datasets.py", {"teacher", "student", "distill"}),
         ("data/batches.py", {"teacher", "student", "distill"}),
-        ("objectives/soft_targets.py", {"distill"}),
+        ("data/npz.py", {"teacher", "student", "distill"}),
+        ("objectives/logits.py", {"distill"}),
         ("models/densenet.py", set()),
         ("objectives/relations.py", set()),
         ("reports/tables.py", set()),
@@ -118,20 +123,17 @@ def test_an_edited_nets_answers_are_asked_for_again(another_kdrun, trained, tmp_
 def test_what_code_a_stages_identity_holds(another_kdrun, tmp_path, name, stages):
     """Fingerprints before and after a statement is added to a module, in processes that import it anew."""
     script = f"""
-import json, hydra
-from omegaconf import OmegaConf
-from kdrun import runs
-from kdrun.explaining import config_dir
-with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-    config = OmegaConf.to_container(hydra.compose("config", {TINY!r}), resolve=True)
-print(json.dumps({{s: runs.fingerprint(runs.identity(config, s, "data")) for s in runs.TRAINING}}))
+import json, identities
+from kdrun.runs.identity import fingerprint
+config = identities.composed(*{TINY!r})
+print(json.dumps({{s: fingerprint(identities.of(config, s, "data")) for s in identities.TRAINING}}))
 """
 
     def fingerprints() -> dict:
         ended = subprocess.run(
             [sys.executable, "-c", script],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path / "copy")},
+            env={**os.environ, "PYTHONPATH": f"{tmp_path / 'copy'}:{Path(identities.__file__).parent}"},
             capture_output=True,
         )
         return json.loads(ended.stdout)
@@ -139,7 +141,7 @@ print(json.dumps({{s: runs.fingerprint(runs.identity(config, s, "data")) for s i
     before = fingerprints()
     another_kdrun(name, "\n\n\n", "\n\n\nADDED = 1\n\n\n")
     after = fingerprints()
-    assert {stage for stage in runs.TRAINING if before[stage] != after[stage]} == stages
+    assert {stage for stage in TRAINING if before[stage] != after[stage]} == stages
 
 
 def test_runs_of_an_older_kdrun_are_read_compared_evaluated_and_teach_and_are_not_reused(trained, tmp_path, capsys):
@@ -148,9 +150,9 @@ def test_runs_of_an_older_kdrun_are_read_compared_evaluated_and_teach_and_are_no
     for stage in ("teacher", "student"):
         run_dir = only(outputs, stage)
         record = json.loads((run_dir / "run.json").read_text())
-        record["identity"]["format"] = runs.FORMAT - 1
+        record["identity"]["format"] = FORMAT - 1
         del record["identity"]["code"], record["kdrun"], record["threads"]
-        record["fingerprint"] = runs.fingerprint(record["identity"])
+        record["fingerprint"] = fingerprint(record["identity"])
         (run_dir / "run.json").write_text(json.dumps(sealed(record)))
     old = only(outputs, "teacher")
     assert main(["stage=evaluate", f"run={old}", f"outputs={outputs}"]) == 0
@@ -159,7 +161,7 @@ def test_runs_of_an_older_kdrun_are_read_compared_evaluated_and_teach_and_are_no
     assert main(["stage=compare", f"runs={outputs}", f"outputs={tmp_path}"]) == 0
     assert "not used" not in capsys.readouterr().out
     table = (only(tmp_path, "compare") / "comparison.md").read_text()
-    assert f"format {runs.FORMAT - 1}" in table and f" {kdrun.__version__} " in table
+    assert f"format {FORMAT - 1}" in table and f" {kdrun.__version__} " in table
     assert main([*TINY, "stage=distill", f"outputs={outputs}"]) == 2
     assert "no completed teacher run" in capsys.readouterr().err
 
@@ -365,7 +367,7 @@ def test_what_cannot_fit_together_ends_before_anything_is_trained(tmp_path, caps
     (tmp_path / "own.py").write_text(STOPS.replace("return ", "return batch.nothing + "))
     for given, said, code in (
         (["objective=simkd", "objective.simkd.layers=[embedding]"], "simkd: layer embedding is [8]", 2),
-        (["objective=own", "objective.module=own.py"], "nothing", 1),
+        (["objective=own", "objective.module=own.py"], "own.py, line 15): AttributeError", 2),
     ):
         assert main([*TINY, *given, "student.classifier=own"]) == code
         assert said in capsys.readouterr().err

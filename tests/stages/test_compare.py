@@ -421,7 +421,8 @@ def test_a_search_finds_the_teacher_of_the_config_and_says_when_every_trial_fail
     assert main([*command, "sweep=search"]) == 0
     records = [runs.read(path) for path in jobs(outputs / "sweeps/search").values()]
     assert [record["teachers"][0]["run"] for record in records] == [str(teacher)] * 2
-    assert len({record["config"]["optimizer"]["learning_rate"] for record in records}) == 2
+    assert len({record["config"]["student"]["optimizer"]["learning_rate"] for record in records}) == 2
+    assert len({record["config"]["teacher"]["optimizer"]["learning_rate"] for record in records}) == 1
     capsys.readouterr()
     (tmp_path / "own.py").write_text(
         "from kdrun.registry import register\n\n\n"

@@ -178,7 +178,7 @@ RENEWING = """
 import json, sys, time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from kdrun import files, manifest
+from kdrun.storage import files, manifest
 path, ahead = Path(sys.argv[1]), timedelta(days=float(sys.argv[2]))
 while True:
     record = manifest.unsealed(json.loads(path.read_text()))

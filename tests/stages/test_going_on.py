@@ -193,7 +193,7 @@ def test_a_data_file_that_changed_meanwhile_is_refused(copied, folder):
             changed = held[name].copy()
             changed[place] = (int(changed[place]) + 1) % 10
             np.savez(own, **{**held, name: changed})
-            process = Kdrun(going_on(run_dir, folder), run_dir.parents[1])
+            process = Kdrun([*going_on(run_dir, folder), f"plugins=[{__file__}]"], run_dir.parents[1])
             assert process.wait() == 2
             (line,) = (line for line in process.said().splitlines() if line.startswith("kdrun: "))
             assert "dataset" in line and "changed" in line

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from held import bits
 
+from kdrun.cli.compose import config_dir
 from kdrun.cli.main import main
-from kdrun.cli.plan import config_dir
 from kdrun.config import schema as rules
 from kdrun.runs import record as runs
 from kdrun.runtime import tensorflow as startup
@@ -218,6 +218,19 @@ def test_an_objective_of_the_users_own_in_ten_lines(outputs, teacher, tmp_path, 
     code = page.split("`my_objective.py`:\n```python\n")[1].split("```")[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     (tmp_path / "my_objective.py").write_text(code)
+    command = [*SMALL, *CONVNET, "stage=distill", f"teacher.run={teacher}"]
+    chosen = [f"plugins=[{tmp_path}/my_objective.py]", "objective=margins"]
+    own = done(outputs, *command, *chosen, "objective.margins.power=2", "objective.margins.layers=[embedding]")
+    assert all(line["margins"] > 0 for line in lines(own))
+    identity = runs.read(own)["identity"]
+    assert identity["code"]["objective/margins"] == files.sha256(tmp_path / "my_objective.py")
+    assert identity["objective"]["margins"]["power"] == 2.0
+
+
+def test_an_objectives_file_the_older_way(outputs, teacher, tmp_path, capsys):
+    page = (Path(__file__).parents[2] / "docs/objectives.md").read_text()
+    code = page.split("`my_objective.py`:\n```python\n")[1].split("```")[0]
+    (tmp_path / "my_objective.py").write_text(code.replace('"margins"', '"own"'))
     chosen = ["objective=own", f"objective.module={tmp_path}/my_objective.py"]
     command = [*SMALL, *CONVNET, "stage=distill", f"teacher.run={teacher}"]
     own = done(outputs, *command, *chosen, "objective.own.weight=0.5")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from kdrun.cli.compose import config_dir
 from kdrun.cli.main import main
-from kdrun.cli.plan import config_dir
 from kdrun.data import datasets
 from kdrun.stages.adjust_bias import best_shift
 from kdrun.stages.specialists import combined, confusable

@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 from held import bits
+from identities import TRAINING
 from processes import Kdrun
 
 from kdrun.cli.main import main
@@ -361,7 +362,7 @@ def test_a_pipeline_goes_on_in_the_stage_it_was_in(tmp_path):
     assert resumed(pipeline) == 0
     assert runs.read(pipeline)["status"] == "completed" and bits(teacher_dir) == before
     done(tmp_path / "alone", *command)
-    for stage in runs.TRAINING:
+    for stage in TRAINING:
         assert_same(only(tmp_path / "stopped", stage), only(tmp_path / "alone", stage))
 
 

@@ -329,7 +329,7 @@ import logging, sys, time
 from pathlib import Path
 import numpy as np
 from kdrun.teachers import cache
-from kdrun.training import stopping
+from kdrun.runtime import signals as stopping
 
 logging.basicConfig(level="INFO", format="%(message)s")
 folder, name = Path(sys.argv[1]), sys.argv[2]
@@ -466,7 +466,7 @@ def given(pipeline) -> dict:
 def key_of(config: dict, run_dir: Path, changes: dict | None = None) -> str:
     """The key of the logits with some values of the config changed."""
     from kdrun.data import datasets
-    from kdrun.teachers import outputs as answers
+    from kdrun.teachers import outputs
 
     config = copy.deepcopy(config)
     for key, value in (changes or {}).items():
@@ -476,7 +476,7 @@ def key_of(config: dict, run_dir: Path, changes: dict | None = None) -> str:
             branch = branch[part]
         assert last in branch and branch[last] != value
         branch[last] = value
-    return cache.key(answers.depends(config, run_dir, datasets.load(config["data"])))
+    return cache.key(outputs.cache_key(config, run_dir, datasets.load(config["data"])))
 
 
 OTHER_LOGITS = {
@@ -536,10 +536,10 @@ def test_the_key_depends_on_every_pixel_of_the_dataset_but_not_on_its_path(given
 
 
 def test_the_key_depends_on_tensorflow_and_on_the_format(given, teacher, monkeypatch):
-    from kdrun.teachers import outputs as answers
+    from kdrun.teachers import outputs
 
     keys = [key_of(given, teacher)]
-    monkeypatch.setattr(answers, "version", lambda package: "2.21.99" if package == "tensorflow" else "0")
+    monkeypatch.setattr(outputs, "version", lambda package: "2.21.99" if package == "tensorflow" else "0")
     keys.append(key_of(given, teacher))
     monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
     keys.append(key_of(given, teacher))
@@ -754,6 +754,9 @@ def test_auto_goes_on_without_a_cache_that_cannot_be_written(teacher, live, no_r
 
 @pytest.mark.parametrize("insisting", [["stage=distill", "teacher.cache=on"], ["stage=cache"], ["teacher.cache=on"]])
 def test_a_run_that_insists_on_the_cache_ends_with_one_line(teacher, no_room, insisting, tmp_path, capsys):
+    from kdrun.training import network
+
+    network.release()  # which may have been taught already
     folder, exit_code, expected = no_room
     arguments = [f"teacher.run={teacher}", f"outputs={tmp_path / 'outputs'}", f"cache_dir={folder}"]
     assert main([*SMALL, *arguments, *insisting]) == exit_code

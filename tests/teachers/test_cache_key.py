@@ -10,21 +10,24 @@ from another_value import changed
 from hydra.core.global_hydra import GlobalHydra
 from tiny_images import write
 
+from kdrun.cli.compose import config_dir, plain
 from kdrun.cli.main import main
-from kdrun.cli.plan import config_dir, plain
-from kdrun.config.schema import flatten
+from kdrun.config.schema import flatten, for_role
 from kdrun.data import datasets
-from kdrun.runs import record as runs
 from kdrun.runtime import tensorflow as startup
 
 startup.load_tensorflow()
 
-from kdrun.teachers import cache, checkpoint  # noqa: E402
-from kdrun.teachers import outputs as answers  # noqa: E402
+from kdrun.teachers import (  # noqa: E402
+    cache,
+    checkpoint,
+    outputs,
+)
 
 # Keys, or the beginnings of keys, that a teacher's logits do not depend on, and why.
 FREE = {
     "stage": "asked for all",
+    "plugins": "the files' contents count",
     "seed": "draws no images here",
     "epochs": "of training",
     "patience": "of training",
@@ -89,8 +92,8 @@ def composed(*overrides) -> dict:
 
 
 def key_of(config: dict, teacher: Path) -> str:
-    students = runs.seen(config, "distill")
-    return cache.key(answers.depends(students, teacher, datasets.load(students["data"], config["seed"])))
+    students = for_role(config, "student")
+    return cache.key(outputs.cache_key(students, teacher, datasets.load(students["data"], config["seed"])))
 
 
 @pytest.mark.parametrize(("subset", "seed_counts"), [([], False), (["data.train_fraction=0.25"], True)])
@@ -141,7 +144,7 @@ def test_of_each_subset_the_logits_kept_are_of_its_images(given, tmp_path):
         (entry,) = {path.parent for path in (tmp_path / ".cache/teachers").glob("*/train.npy")} - taken
         taken.add(entry)
         config = composed(*overrides, *subset)
-        images = datasets.load(runs.seen(config, "distill")["data"], config["seed"]).train.images
+        images = datasets.load(for_role(config, "student")["data"], config["seed"]).train.images
         expected = layers_of(teacher, images)["classifier"]
         np.testing.assert_allclose(np.load(entry / "train.npy"), expected[np.newaxis], rtol=0, atol=1e-5)
         found.append(images)
@@ -158,7 +161,7 @@ def test_of_layers_of_the_same_shape_each_ones_own_features_are_kept(given, tmp_
         dataset = datasets.load(config["data"], config["seed"])
         expected = layers_of(teacher, dataset.train.images)
         for names in (["hidden1"], ["hidden2"], ["hidden2", "hidden1"]):
-            kept = answers.kept_features(config, teacher, dataset, {name: name for name in names})
+            kept = outputs.cached_features(config, teacher, dataset, {name: name for name in names})
             assert list(kept) == names
             for name in names:
                 np.testing.assert_allclose(kept[name], expected[name][np.newaxis], rtol=0, atol=1e-5)

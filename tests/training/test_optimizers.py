@@ -333,6 +333,7 @@ def test_the_flat_vector_holds_the_variables_in_order_and_reloads_them():
 
 def test_adabelief_leaves_the_public_base_class_as_it_was():
     before = tf.keras.optimizers.Optimizer
-    optimizers.adabelief(learning_rate=1e-3)
+    keys = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-14, "weight_decay": 0.0, "rectify": True}
+    optimizers.adabelief(learning_rate=1e-3, **keys)
     assert tf.keras.optimizers.Optimizer is before
     assert before is not tf_keras.optimizers.legacy.Optimizer

@@ -1,0 +1,113 @@
+"""Identity of a run: all that its result depends on, as plain values. No TensorFlow in here.
+
+Code is in it: of the net, the objectives, the optimizer and the data source that a run uses. The rest is FORMAT.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from kdrun import registry
+from kdrun.config.schema import for_role, own
+from kdrun.runs import code
+from kdrun.storage import files, manifest
+
+# Raise when the same config would no longer give the same result: then no run from before is reused for it. Such runs
+# can still be read, compared, evaluated and teach.
+FORMAT = 5
+# keys of the config that only distilling depends on
+DISTILLING = ("temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective")
+_DATA = Path(__file__).parent.parent / "data"
+
+
+def of_teacher(config: Mapping, dataset_sha256: str) -> dict:
+    """The identity of a teacher, trained on labels."""
+    return _of_network(config, "teacher", "teacher", config["teacher"], config["teacher"]["seed"], dataset_sha256)
+
+
+def of_student(config: Mapping, dataset_sha256: str) -> dict:
+    """The identity of a student alone."""
+    return _of_network(config, "student", "student", config["student"], config["seed"], dataset_sha256)
+
+
+def of_distilled(config: Mapping, dataset_sha256: str, teacher_weights: Sequence[str] = ()) -> dict:
+    """The identity of a distilled student; `teacher_weights` are sums of the weights, or of the file of logits, of each
+    who teaches."""
+    objective, distill = config["objective"], config["distill"]
+    found = _of_network(config, "distill", "student", distill, config["seed"], dataset_sha256)
+    found["code"] |= _code(("objective", name) for name, keys in objective.items() if isinstance(keys, Mapping))
+    found |= {key: config[key] for key in DISTILLING}
+    if module := objective.get("module"):
+        found["objective"] = {**objective, "module": files.sha256(Path(module))}
+        of_file = {f"objective/{name}" for name in objective if not _is_shipped("objective", name)}
+        found["code"] = {name: each for name, each in found["code"].items() if name not in of_file}
+    found["teachers"] = {key: config["teacher"][key] for key in ("combine", "weights", "shuffle")}
+    found["teacher_weights"] = list(teacher_weights)
+    found["teacher_inference_batch_size"] = config["teacher"]["inference_batch_size"]
+    found["classifier"] = config["student"]["classifier"]
+    return found | {key: distill[key] for key in ("mixup", "peers")}
+
+
+def of_specialist(config: Mapping, dataset_sha256: str, generalist_weights: Sequence[str]) -> dict:
+    """The identity of a specialist for `classes` of the config, which begins as a generalist."""
+    found = _of_network(config, "specialist", "teacher", config["specialist"], config["seed"], dataset_sha256)
+    return found | {"classes": config["classes"], "generalist_weights": list(generalist_weights)}
+
+
+def of_chain(config: Mapping, dataset_sha256: str) -> dict:
+    """The identity of a stage of several parts: theirs, which teacher is given, how many."""
+    parts = [of_teacher(config, dataset_sha256), of_student(config, dataset_sha256)]
+    return {
+        "stage": config["stage"],
+        "stages": [*parts, of_distilled(config, dataset_sha256)],
+        "teacher": [config["teacher"][key] for key in ("run", "logits")],
+        **{key: config.get(key) for key in ("generations", "run", "clusters", "specialist")},
+    }
+
+
+def of_plugin(config: Mapping, dataset_sha256: str) -> dict:
+    """The identity of a stage of the user's own: the whole config, but for where and how it is run, and its file."""
+    entry = registry.get("stage", config["stage"])
+    found = {"stage": config["stage"], "own": own(config, entry), "file": files.sha256(entry.file)}
+    return {**of_chain(config, dataset_sha256), **found}
+
+
+def fingerprint(identity: Mapping) -> str:
+    """sha256 of an identity."""
+    return manifest.digest(identity)
+
+
+def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed: int, dataset_sha256: str) -> dict:
+    """What every network's result depends on; `training` has its epochs, patience and batch size."""
+    model, optimizer = config[role]["model"], config[role]["optimizer"]
+    used = [("model", model["name"]), ("optimizer", optimizer["name"]), ("data", config["data"]["name"])]
+    return {
+        "format": FORMAT,
+        "stage": stage,
+        "model": model,
+        "seed": seed,
+        "epochs": training["epochs"],
+        "patience": training["patience"],
+        "batch_size": training["batch_size"],
+        "evaluation_batch_size": config["evaluation_batch_size"],
+        "precision": config["precision"],
+        "optimizer": optimizer,
+        "data": {key: value for key, value in for_role(config, role)["data"].items() if key != "path"},
+        "dataset_sha256": dataset_sha256,
+        "code": {**_code(used), "data": code.of_module(_DATA / "datasets.py")},
+    }
+
+
+def code_of(kind: str, name: str) -> str | None:
+    """The hash of the module, or the sum of the user's own file, that a name stands for; None where it is not known."""
+    if not registry.has(kind, name):
+        return None
+    entry = registry.get(kind, name)
+    return code.of_module(entry.file) if entry.is_shipped else files.sha256(entry.file)
+
+
+def _code(used: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {f"{kind}/{name}": found for kind, name in used if (found := code_of(kind, name))}
+
+
+def _is_shipped(kind: str, name: str) -> bool:
+    return registry.has(kind, name) and registry.get(kind, name).is_shipped

@@ -1,0 +1,58 @@
+"""A run as a notebook takes it: its config, record, metrics and predictions, and on demand its network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdrun.runs import predictions
+from kdrun.runs import record as runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class LoadedRun:
+    """A run directory, read when something of it is asked for. Each property raises InputError where that is damaged,
+    or not there."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.record: dict[str, Any] = runs.read(self.path)
+
+    def __repr__(self) -> str:
+        return f"<{self.record['stage']} run {self.path}, {self.record['status']}>"
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """All keys of its config, as nested dictionaries."""
+        return self.record["config"]
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """A row for each epoch and split, as in metrics.jsonl."""
+        from kdrun.comparison import gathering  # and with it pandas, for who asks
+
+        return gathering.curves(self.path)
+
+    @cached_property
+    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, int [n], and the best weights' logits, float32 [n, classes], on the test set."""
+        return predictions.read(self.path)
+
+    def network(self, which: str = "best") -> Any:
+        """The tf_keras.Model with its `best` or `last` weights, frozen, in float32: from images float32 [batch, height,
+        width, channels] in [0, 1] to logits float32 [batch, classes].
+
+        Loads TensorFlow. A net of a file of your own must be registered first: kdrun.load_run(path, plugins=[FILE]).
+        """
+        from kdrun.runtime import tensorflow
+        from kdrun.teachers import checkpoint
+
+        runs.check_leaves_network(self.record, str(self.path))
+        tensorflow.load_tensorflow()
+        return checkpoint.load(self.path, "float32", which)

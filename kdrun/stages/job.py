@@ -1,0 +1,148 @@
+"""A stage's training job, made from its config, done, and recorded. Loads TensorFlow: for a stage's run to import."""
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import rich.progress  # noqa: F401 - now, as the next one, and not while a run's first step is waited for
+
+import kdrun.tracking.events  # noqa: F401
+from kdrun import registry
+from kdrun.data import datasets
+from kdrun.errors import InputError
+from kdrun.objectives import selection
+from kdrun.reports import figures
+from kdrun.runs.recording import update
+from kdrun.runtime import precision
+from kdrun.storage import files
+from kdrun.tracking import tracker as tracking
+from kdrun.training import job as jobs
+from kdrun.training.job import AS_DRAWN, ON_LABELS, InitialWeights, SupervisionSpec, TrainingJob
+from kdrun.training.settings import Annealed, Settings
+
+log = logging.getLogger(__name__)
+
+FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz")
+
+
+def train_network(
+    config: Mapping,
+    run_dir: Path,
+    record: dict,
+    dataset: datasets.Dataset,
+    model: Mapping,
+    seed: int,
+    training: Mapping,
+    supervision: SupervisionSpec = ON_LABELS,
+    initial_weights: InitialWeights = AS_DRAWN,
+    **distillation: Any,
+) -> dict:
+    """Train the network of a stage; fills in `record` and returns its results.
+
+    `training` has its epochs, patience and batch size, and `distillation` the settings that only distilling has. Raises
+    what training.job.run does, and InputError where a run that goes on began in another precision.
+    """
+    stage = registry.get("stage", config["stage"])
+    precision.prepare_machine()
+    settings = _settings(config, training, config[stage.role]["optimizer"], seed, **distillation)
+    job = _job(config, dataset, model, settings, supervision, initial_weights)
+    if record.get("precision", job.policy) != job.policy:
+        raise InputError(
+            f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {job.policy} here. "
+            "Go on where it began."
+        )
+    program = jobs.prepare(job)
+    run = tracking.Run(
+        run_dir,
+        title=stage.name,
+        started=datetime.fromisoformat(record["started"]),
+        epochs=settings.epochs,
+        steps_per_epoch=job.steps_per_epoch,
+        batch_size=settings.batch_size,
+        config=config,
+        hyperparameters=_hyperparameters(config, stage.name, model, settings),
+    )
+    for folder in ("checkpoints", "predictions"):
+        (run_dir / folder).mkdir(exist_ok=True)
+    with tracking.Trackers(run, tracking.chosen(config["tracker"])) as trackers:
+        record |= {"model": model, "image_shape": job.image_shape, "precision": job.policy, **jobs.describe(program)}
+        update(run_dir, record)
+        results = jobs.run(job, program, run_dir, trackers)
+        trackers.end(results["test"], figures.of_predictions(dataset.test, run_dir))
+        record["results"] = results
+        record["files"] = {name: files.sha256(run_dir / name) for name in (*FILES, *trackers.files)}
+    log.info(
+        "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (%s), %.4f (last)",
+        stage.name,
+        results["seconds_to_first_step"],
+        f"{results['images_per_second']:,.0f}",
+        results["test"]["best"]["accuracy"],
+        "best by validation" if settings.held_out else "validation was trained on",
+        results["test"]["last"]["accuracy"],
+    )
+    return results
+
+
+def distillation_settings(config: Mapping) -> dict[str, Any]:
+    """The settings of a training job that only distilling has."""
+    return {
+        "weights": [Annealed(*each) for each in selection.weights(config["objective"])],
+        "shuffle": config["teacher"]["shuffle"],
+        "mixup": config["distill"]["mixup"],
+    }
+
+
+def _settings(config: Mapping, training: Mapping, optimizer: Mapping, seed: int, **distillation: Any) -> Settings:
+    data = config["data"]
+    return Settings(
+        seed=seed,
+        epochs=training["epochs"],
+        patience=training["patience"],
+        held_out=not data["train_on_validation"],
+        batch_size=training["batch_size"],
+        image_size=data["image_size"],
+        jitter=data["augment"]["jitter"],
+        flip=data["augment"]["flip"],
+        optimizer=optimizer,
+        temperature=Annealed(config["temperature"], config["temperature_end"]),
+        alpha=Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
+        annealing=config["annealing"],
+        **distillation,
+    )
+
+
+def _job(
+    config: Mapping,
+    dataset: datasets.Dataset,
+    model: Mapping,
+    settings: Settings,
+    supervision: SupervisionSpec,
+    initial_weights: InitialWeights,
+) -> TrainingJob:
+    data = config["data"]
+    return TrainingJob(
+        name=config["stage"],
+        dataset=dataset,
+        data_key={**data, "subset_seed": settings.seed if data["train_fraction"] < 1 else None},
+        model=model,
+        policy=precision.policy(config["precision"]),
+        settings=settings,
+        evaluation_batch_size=config["evaluation_batch_size"],
+        save_every=60 * config["checkpoint"]["every_minutes"],
+        measure_latency=config["measure_latency"],
+        supervision=supervision,
+        initial_weights=initial_weights,
+    )
+
+
+def _hyperparameters(config: Mapping, stage: str, model: Mapping, settings: Settings) -> dict:
+    """The few values that tell runs apart."""
+    optimizer = settings.optimizer
+    shown = {"stage": stage, "seed": settings.seed, "epochs": settings.epochs, "batch_size": settings.batch_size}
+    shown |= {"model": model["name"], "optimizer": optimizer["name"], "learning_rate": optimizer["learning_rate"]}
+    if settings.weights:
+        objective = "+".join(selection.chosen(config["objective"]))
+        shown |= {"temperature": config["temperature"], "alpha": config["alpha"], "objective": objective}
+    return shown

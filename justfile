@@ -4,7 +4,7 @@ test:
     .venv/bin/pytest
 # trains nothing
 quick:
-    .venv/bin/pytest -n 0 tests/test_cli.py tests/test_config.py tests/objectives/test_soft_targets.py
+    .venv/bin/pytest -n 0 tests/cli/test_cli.py tests/config/test_config.py tests/objectives/test_soft_targets.py
 lint:
     .venv/bin/ruff check . && .venv/bin/ruff format --check .
 types:

@@ -243,7 +243,7 @@ def test_a_tracker_that_goes_on_where_it_was(folder, done, refused):
     assert not (run_dir / "tensorboard").exists()
     assert [line.split()[:2] for line in (folder / "mine.txt").read_text().splitlines()] == [["1", "1"]]
     grown = ["epochs=3", "outputs=outputs"]
-    assert "plugins=[FILE]" in refused(f"resume={run_dir}", *grown)
+    assert "uses code of the user's own, net.py" in refused(f"resume={run_dir}", *grown)
     _, record = done(f"resume={run_dir}", PLUGINS, *grown)
     assert [line.split()[:2] for line in (folder / "mine.txt").read_text().splitlines()] == [
         ["1", "1"],
@@ -420,6 +420,8 @@ def test_a_file_that_the_next_command_does_not_name_is_not_there(folder, done, r
     done(*STUDENT)
     assert "there is no such model" in refused("stage=student", *SMALL, "model@student.model=my_net")
     assert "count_words" in refused("stage=count_words")
+    (folder / "other.py").write_text(NET)  # whose name is nobody's any more
+    done("plugins=[other.py]", "stage=student", *SMALL, "model@student.model=my_net")
 
 
 def test_a_file_that_a_config_file_names_is_not_run(folder, refused):

@@ -297,8 +297,8 @@ def with_optimizers(given: Mapping) -> dict:
 def with_defaults(given: Mapping) -> dict:
     """The config with keys that a file of the user's own has defaults for, and nobody has given."""
     found: dict[str, Any] = dict(given)
-    for kind in ("data", "optimizer"):
-        found[kind] = _defaults(kind, given.get(kind))
+    for kind in {"data", "optimizer"} & given.keys():
+        found[kind] = _defaults(kind, given[kind])
     for role in ("teacher", "student"):
         if isinstance(of_role := given.get(role), Mapping):
             own = {kind: _defaults(kind, of_role[kind]) for kind in ("model", "optimizer") if kind in of_role}

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import sys
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,6 +52,7 @@ RUNS = {
 }
 
 
+@lru_cache
 def composed(preset: str, *others: str) -> dict:
     """A preset's config as plain values."""
     return identities.composed(*[f"experiment={preset}"] * bool(preset), *others)

@@ -8,7 +8,7 @@ from typing import Any
 
 import rich.progress  # noqa: F401 - now, as the next one, and not while a run's first step is waited for
 
-import kdrun.tracking.events  # noqa: F401
+import kdrun.tracking.summaries  # noqa: F401
 from kdrun import registry
 from kdrun.data import datasets
 from kdrun.errors import InputError

@@ -1,6 +1,7 @@
 """A training run's TensorBoard: curves, weight histograms, config, pictures, HParams.
 
-How an event is built is in events.py, which is imported when a run begins: not to know what a tracker's keys are.
+How an event is built is in events.py and summaries.py. They are imported when a run begins, and not where only a
+tracker's keys are asked for.
 """
 
 from __future__ import annotations
@@ -28,39 +29,39 @@ class TensorBoard(Tracker):
 
         Config and hyperparameters are shown as text and in the HParams tab.
         """
-        from kdrun.tracking import events
+        from kdrun.tracking import events, summaries
 
         # what came after the last epoch comes again; the test set's come at the very end, all at once
         epoch = run.epoch * run.steps_per_epoch
         kept = {"train": epoch, "validation": epoch, "test": 0} if run.step else {}
         for split in ("train", "validation", "test"):
             folder = run.run_dir / "tensorboard" / split
-            events.cut(folder, kept.get(split, -1))
+            summaries.cut(folder, kept.get(split, -1))
             self._writers[split] = events.Events(folder)
         if not run.step:
-            self._writers["train"].add(0, events.config(run.config))
-            self._writers["test"].add(0, events.hyperparameters(run.hyperparameters, run.run_dir.name))
+            self._writers["train"].add(0, summaries.config(run.config))
+            self._writers["test"].add(0, summaries.hyperparameters(run.hyperparameters, run.run_dir.name))
             for writer in self._writers.values():
                 writer.flush()
 
     def epoch(self, epoch: Epoch) -> None:
         """Show the epoch's numbers, and the weights as histograms."""
-        from kdrun.tracking import events
+        from kdrun.tracking import events, summaries
 
         for split, values in (("train", epoch.train), ("validation", epoch.validation)):
             curves = {name: value for name, value in values.items() if name not in ("count", "errors")}
             self._writers[split].add(epoch.step, events.scalars(curves))
             if split == "train" and self._histograms:
-                self._writers[split].add(epoch.step, events.histograms(epoch.model.trainable_variables))
+                self._writers[split].add(epoch.step, summaries.histograms(epoch.model.trainable_variables))
             self._writers[split].flush()
 
     def end(self, end: End) -> None:
         """Show the best weights' test metrics, which go to the HParams tab, and the pictures."""
-        from kdrun.tracking import events
+        from kdrun.tracking import events, summaries
 
         writer = self._writers["test"]
         writer.add(end.step, events.scalars({f"test/{name}": value for name, value in end.test["best"].items()}))
-        writer.add(end.step, events.pictures(events.encoded(end.pictures)))
+        writer.add(end.step, events.pictures(summaries.encoded(end.pictures)))
         writer.flush()
 
     def close(self) -> None:

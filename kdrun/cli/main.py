@@ -92,10 +92,14 @@ def _run(arguments: list[str]) -> int:
             return 0
         check_words(options.overrides)
         load_plugins(options.overrides)
-        asked = checked(options, flags, searched)
-        with signals.undisturbed():
-            place = placed(asked)
-        return _run_sweep(asked, place, place.sweep) if place.sweep else _run_one(asked, place)
+        asked, place = checked(options, flags, searched), Place()
+        try:
+            with signals.undisturbed():  # which raises at its end, when the folders are there, and noted
+                place = placed(asked)
+            return _run_sweep(asked, place, place.sweep) if place.sweep else _run_one(asked, place)
+        finally:
+            if place.is_new:
+                _remove_unbegun(Path(place.folder))
 
 
 def _refuse(message: str) -> NoReturn:
@@ -156,9 +160,6 @@ def _run_one(asked: Asked, place: Place) -> int:
         if problem := files.no_room(error, Path(place.folder)):  # what Hydra writes
             raise problem from error
         raise
-    finally:
-        if place.is_new:
-            _remove_unbegun(Path(place.folder))
     if failures:
         raise failures[0]
     return 0

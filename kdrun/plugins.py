@@ -4,7 +4,6 @@ They are code, and run because the command line names them.
 """
 
 import sys
-import traceback
 from collections.abc import Iterable
 from importlib import util
 from pathlib import Path
@@ -57,10 +56,8 @@ def _run(path: Path, given: str, key: str) -> None:
     except InputError as error:
         raise InputError(f"{key}: {given}: {error}") from error
     except Exception as error:  # whatever is wrong in it
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f" (line {lines[-1]})" if lines else ""
-        said = " ".join(str(error).split())
-        raise InputError(f"{key}: {given} cannot be run: {type(error).__name__}: {said}{where}.") from error
+        line, text = registry.place_and_text(error, path)
+        raise InputError(f"{key}: {given} cannot be run: {text}{line}.") from error
     if not any(registry.registered_by(path)):
         raise InputError(
             f'{key}: {given} registers nothing. Put @register("model", "NAME") or the like above a function of it.'

@@ -8,6 +8,7 @@ the same way (see kdrun.plugins). No entry's module of kdrun's may import Tensor
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -31,23 +32,22 @@ class Entry:
     function: Callable
 
     def call(self, *given: Any, **keys: Any) -> Any:
-        """What the function returns; an error in a file of the user's own is an InputError that says where it is."""
-        try:
+        """What the function returns. Raises what `explained` does."""
+        with self.explained():
             return self.function(*given, **keys)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """While inside, an error in a file of the user's own is an InputError that says where it is."""
+        try:
+            yield
         except KdrunError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever somebody's own code raises
             if self.is_shipped:
                 raise
-            raise self.said(error) from error
-
-    def said(self, error: Exception) -> InputError:
-        """An error in this entry's function, in a line."""
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == self.file.resolve()]
-        where = f", line {lines[-1]}" if lines else ""
-        text = " ".join(str(error).split()) or "no more is said"
-        return InputError(f"{self.name} ({self.file}{where}): {type(error).__name__}: {text}")
+            line, text = place_and_text(error, self.file)
+            raise InputError(f"{self.name} ({self.file}{line}): {text}") from error
 
     @property
     def file(self) -> Path:
@@ -110,9 +110,9 @@ class Stage(Entry):
 
     `check(config, overrides)` raises InputError before anything is made. `identity(config)` is all that the result
     depends on, of a stage whose runs can be gone on with, and found again. `role` is whose images it sees, teacher or
-    student; `trains` the part of the config with its epochs, where it trains one network; `kind` what such a network is
-    to a comparison. `needs_tensorflow` may be a function of the config. `takes_teachers`: it needs teachers that are
-    there. `is_part`: other stages run it, not the command line.
+    student; `trains` the part of the config with its epochs, where it trains one network. `needs_tensorflow` may be a
+    function of the config. `takes_teachers`: it needs teachers that are there. `is_part`: other stages run it, not the
+    command line.
     """
 
     given = 2
@@ -120,11 +120,18 @@ class Stage(Entry):
     identity: Callable[[Any], dict] | None = None
     role: str | None = None
     trains: str | None = None
-    kind: str = ""
     leaves_network: bool = False
     needs_tensorflow: bool | Callable[[Any], bool] = True
     takes_teachers: bool = False
     is_part: bool = False
+
+
+def place_and_text(error: Exception, file: Path) -> tuple[str, str]:
+    """Of an error: the line of a file in which it came, as `, line 7`, where it did; its type and text, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
+    text = " ".join(str(error).split()) or "no more is said"
+    return f", line {lines[-1]}" if lines else "", f"{type(error).__name__}: {text}"
 
 
 KINDS: dict[str, tuple[type[Entry], str]] = {

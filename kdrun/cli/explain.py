@@ -18,6 +18,7 @@ from kdrun.cli.compose import CONFIG, composing, config_dir, dictionaries
 from kdrun.cli.hydra_keys import EXTRAS
 from kdrun.commands import quoted
 from kdrun.config import schema
+from kdrun.config.mistakes import unknown_key
 from kdrun.errors import InputError
 
 _OF_A_ROLE = re.compile(r"(teacher|student)\.optimizer\.\w+=")
@@ -142,7 +143,7 @@ def _no_such_key(key: str, done: str, arguments: Sequence[str]) -> InputError:
         return InputError(f"+{key}: {key} is there already. Write {key}=VALUE, without the +.")
     if key in known and done == "delete from config":
         return InputError(f"~{key}: {key} is a key of every run and cannot be taken out. Leave out ~{key}.")
-    return schema.unknown_key(key, known)
+    return unknown_key(key, known)
 
 
 def _known(arguments: Sequence[str]) -> dict[str, object]:

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -26,6 +26,7 @@ from kdrun.cli.compose import CONFIG, composing, config_dir, config_folder, load
 from kdrun.cli.explain import explained, readable, unknown_flag
 from kdrun.cli.plan import Asked, Place, check_words, checked, placed
 from kdrun.config import schema
+from kdrun.config.keys import Config
 from kdrun.errors import KdrunError, NoRoom
 from kdrun.runs import recording, sweeps
 from kdrun.runtime import devices, signals
@@ -201,8 +202,8 @@ def _job_of(sweep: sweeps.Sweep) -> Callable[[DictConfig], float]:
         if hydra.runtime.choices["hydra/launcher"] != "basic":
             devices.pin(hydra.job.num)  # this process is one of several
         plugins.load(given["plugins"])
-        run_dir = sweeps.job_dir(sweep, _checked(given), hydra.overrides.task, _identity(given))
         words = list(hydra.overrides.task)
+        run_dir = sweeps.job_dir(sweep, *_checked(given), words)
 
         def work() -> dict:
             from kdrun import stages
@@ -216,7 +217,7 @@ def _job_of(sweep: sweeps.Sweep) -> Callable[[DictConfig], float]:
     return job
 
 
-def _do(values: schema.Config, run_dir: Path, words: Sequence[str]) -> dict:
+def _do(values: Config, run_dir: Path, words: Sequence[str]) -> dict:
     """One job, whose config is checked, in the directory that is made for it."""
     from kdrun import stages
 
@@ -228,19 +229,14 @@ def _do(values: schema.Config, run_dir: Path, words: Sequence[str]) -> dict:
         return stages.run(values, run_dir)
 
 
-def _checked(given: dict) -> dict:
-    """A job's values as they are checked; as they are given, where it will fail."""
+def _checked(given: dict) -> tuple[Mapping, dict | None]:
+    """A job's values as they are checked, and what its result depends on; as they are given, and None, where it will
+    fail."""
+    values: Mapping = given
     with suppress(KdrunError):
-        return dict(schema.load(given))
-    return given
-
-
-def _identity(given: dict) -> dict | None:
-    """What a job's result depends on; None where that cannot be said, because it will fail."""
-    try:
-        return resuming.identity_of(schema.load(given))
-    except KdrunError:
-        return None
+        values = schema.load(given)
+        return values, resuming.identity_of(values)
+    return values, None
 
 
 def _objective(results: dict | None) -> float:

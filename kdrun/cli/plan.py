@@ -19,6 +19,8 @@ from kdrun.cli.explain import unreadable
 from kdrun.cli.hydra_keys import EXTRAS
 from kdrun.commands import quoted
 from kdrun.config import schema
+from kdrun.config.keys import Config
+from kdrun.config.mistakes import UnknownKey
 from kdrun.errors import InputError
 from kdrun.runs import directory, sweeps
 from kdrun.runtime import devices
@@ -38,7 +40,7 @@ class Asked(NamedTuple):
     options: argparse.Namespace
     searched: Sequence[str]
     composed: DictConfig
-    values: schema.Config
+    values: Config
     is_growing: bool = False
 
 
@@ -140,7 +142,7 @@ _NAMES = (
 )
 
 
-def _loaded(composed: DictConfig, job: Sequence[str]) -> schema.Config:
+def _loaded(composed: DictConfig, job: Sequence[str]) -> Config:
     """A composed config's values, checked one by one; a file that its objective is in is run."""
     given = plain(composed)
     if not plugins.are_loaded(map(str, given.get("plugins") or ())):
@@ -152,13 +154,15 @@ def _loaded(composed: DictConfig, job: Sequence[str]) -> schema.Config:
         if given.get("resume") not in (None, "auto"):
             resuming.check_module(given["resume"], given["objective"]["module"])
         _load_objective(given["objective"])
-    if unknown := schema.unknown(given):
+    try:
+        return schema.load(given)
+    except UnknownKey as error:
         preset = composed.hydra.runtime.choices.get("experiment")
         named = [word.get_key_element().lstrip("+~") for word in OverridesParser.create().parse_overrides(list(job))]
-        if preset and not any(unknown == name or unknown.startswith(f"{name}.") for name in named):
-            said = schema.unknown_key(unknown, schema.keys(given))
-            raise InputError(f"{said} experiment={preset} sets it: add ~{unknown}, or choose another preset.")
-    return schema.load(given)
+        if preset and not any(error.key == name or error.key.startswith(f"{name}.") for name in named):
+            advice = f"experiment={preset} sets it: add ~{error.key}, or choose another preset."
+            raise InputError(f"{error} {advice}") from error
+        raise
 
 
 def _load_objective(objective: Mapping) -> None:
@@ -183,7 +187,7 @@ def _say_what_changes_nothing(identities: Mapping[str | None, list[dict | None]]
             )
 
 
-def _swept(composed: DictConfig, values: schema.Config, overrides: list[str]) -> Place:
+def _swept(composed: DictConfig, values: Config, overrides: list[str]) -> Place:
     """Where a sweep is written, and what its launcher and sweeper are set to beside their own defaults.
 
     Its jobs' own folders are ours to choose (see sweeps.job_dir), not Hydra's.

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdrun import registry
 from kdrun.config import schema
+from kdrun.config.keys import Config
 from kdrun.config.schema import for_role
 from kdrun.errors import InputError
 from kdrun.objectives import selection
@@ -64,7 +65,7 @@ def threads(run_dir: Path, config: Mapping) -> int | str:
     return config["threads"]
 
 
-def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[schema.Config, bool]:
+def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[Config, bool]:
     """For resume=RUN_DIR: the run's own config, with those `keys` that were given on the command line changed in it;
     and whether the run is completed, and is to grow.
 

@@ -1,4 +1,4 @@
-"""Every key of a config, each with its type and range. Neither TensorFlow nor NumPy in here: it answers at once.
+"""A config held against the rules of its keys. Neither TensorFlow nor NumPy in here: it answers at once.
 
 A config is plain dictionaries, as they are hashed and recorded. The keys of a net, a data source, an objective, an
 optimizer, a tracker or a stage are those of its function's signature, and mean what their owner says; see registry.
@@ -6,179 +6,32 @@ optimizer, a tracker or a stage are those of its function's signature, and mean 
 
 import inspect
 from collections.abc import Iterator, Mapping
-from difflib import SequenceMatcher
 from functools import lru_cache
-from typing import Annotated, Any, TypedDict, cast, get_type_hints, is_typeddict
+from typing import Any, cast, get_type_hints, is_typeddict
 
 from kdrun import registry
 from kdrun.config import rules
-from kdrun.config.rules import Amount, Count, Fraction, Path, Paths, Positive, Rule, Temperature, integer, one_of
+from kdrun.config.keys import Config, Data, Keys, Schedule, Weight
+from kdrun.config.mistakes import missing_key, unknown_key
+from kdrun.config.rules import Rule, one_of
 from kdrun.errors import InputError
-
-Keys = Mapping[str, Any]  # of an owner: its `name`, and what its function's signature says
-
-
-class Augment(TypedDict):
-    """Of the images that a network learns from."""
-
-    jitter: Annotated[int, integer(0, 64)]
-    flip: bool
-
-
-class Training(TypedDict):
-    """How long a network is trained, and on how many images a step."""
-
-    epochs: Count
-    patience: Annotated[int | None, integer(1, optional=True)]
-    batch_size: Count
-
-
-class Role(Training):
-    """What teacher and student each have of their own."""
-
-    augment: Augment
-    train_on_validation: bool
-    model: Keys
-    optimizer: Keys
-
-
-class Teacher(Role):
-    """The teacher, or those who are to teach."""
-
-    run: Paths
-    combine: Annotated[str, one_of("probabilities", "logits")]
-    weights: Annotated[list[float] | None, rules.optional(rules.numbers(0))]
-    logits: Annotated[str | None, rules.optional(rules.path)]
-    overlap: Annotated[str, one_of("refuse", "allow")]
-    shuffle: Annotated[str, one_of("none", "within_class", "all")]
-    seed: Annotated[int, integer(0, 2**31 - 1)]
-    cache: Annotated[str, rules.switch]
-    cache_features: bool
-    inference_batch_size: Count
-
-
-class Student(Role):
-    """The student, alone or distilled."""
-
-    classifier: Annotated[str, one_of("own", "teacher")]
-
-
-class Distill(Training):
-    """How a student is distilled."""
-
-    peers: Annotated[int, integer(0, 16)]
-    mixup: Amount
-
-
-class Data(TypedDict):
-    """What all data sources have in common; a source's own keys stand beside these."""
-
-    image_size: Annotated[int, integer(1, 4096)]
-    validation_size: Count
-    train_on_validation: bool
-    train_size: Annotated[int | None, integer(1, optional=True)]
-    test_size: Annotated[int | None, integer(1, optional=True)]
-    train_fraction: Annotated[float, rules.number(0, 1, low_included=False)]
-    include_classes: Annotated[list[int] | None, rules.optional(rules.integers(0))]
-    exclude_classes: Annotated[list[int], rules.classes]
-    augment: Augment
-
-
-class Schedule(TypedDict):
-    """What all optimizers have in common."""
-
-    learning_rate: Positive
-    schedule: Annotated[str, one_of("constant", "cosine")]
-    warmup_epochs: Amount
-
-
-class Weight(TypedDict):
-    """What all objectives have in common; their functions do not get it."""
-
-    weight: Amount
-    weight_end: Annotated[float | None, rules.optional(rules.number(0))]
-    warmup_epochs: Amount
-
-
-class Checkpoint(TypedDict):
-    """When training states are saved."""
-
-    every_minutes: Positive
-
-
-class Compare(TypedDict):
-    """How runs are held against each other."""
-
-    margin: Amount
-
-
-class Tensorboard(TypedDict):
-    """What curves are shown with."""
-
-    histograms: bool
-
-
-class Config(TypedDict):
-    """All keys that every stage has; a stage's own stand beside these."""
-
-    stage: str
-    seed: Annotated[int, integer(0, 2**31 - 1)]
-    epochs: Count
-    patience: Annotated[int | None, integer(1, optional=True)]
-    batch_size: Count
-    temperature: Temperature
-    temperature_end: Annotated[float | None, rules.optional(rules.temperature)]
-    alpha: Fraction
-    alpha_end: Annotated[float | None, rules.optional(rules.number(0, 1))]
-    alpha_warmup_epochs: Amount
-    annealing: Annotated[str, one_of("linear", "cosine")]
-    precision: Annotated[str, one_of("auto", "float32", "mixed_bfloat16", "mixed_float16")]
-    threads: Annotated[int | str, rules.auto_or(integer(1, 1024))]
-    evaluation_batch_size: Count
-    resume: Annotated[str | None, rules.optional(rules.path)]
-    outputs: Path
-    sweep: Annotated[str | None, rules.folder_name]
-    cache_dir: Path
-    reuse: bool
-    plugins: Annotated[list[str], rules.files]
-    measure_latency: bool
-    data: Keys
-    optimizer: Keys
-    objective: Keys
-    tracker: Keys
-    teacher: Teacher
-    student: Student
-    distill: Distill
-    checkpoint: Checkpoint
-    compare: Compare
-    tensorboard: Tensorboard
-
-
-DATA = tuple(Data.__annotations__)
-SCHEDULE = tuple(Schedule.__annotations__)
-WEIGHT = tuple(Weight.__annotations__)
 
 
 def load(given: Mapping) -> Config:
     """The config with its values checked one by one, as plain dictionaries.
 
-    Raises InputError for a key that there is not, one that is missing, and a value that cannot be.
+    Raises UnknownKey for a key that there is not, InputError for one that is missing, and a value that cannot be.
     """
     given = with_defaults(with_optimizers(given))
     known, values = keys(given), dict(flatten(given))
-    if (key := unknown(given)) is not None:
-        raise unknown_key(key, known)
+    for key in values:
+        if key not in known:
+            raise unknown_key(key, known)
     for key in known:
         if key not in values:
-            raise _missing(key, given)
+            raise missing_key(key, given)
     checked = {key: known[key](key, value) for key, value in _in_order(values, known)}
     return cast(Config, nested({key: checked[key] for key in values}))
-
-
-def unknown(given: Mapping) -> str | None:
-    """The first of a config's dotted keys that there is not, with the names that it chooses; None where all are."""
-    known = keys(given)
-    return next((key for key, _ in flatten(with_optimizers(given)) if key not in known), None)
 
 
 def keys(given: Mapping) -> dict[str, Rule]:
@@ -201,11 +54,9 @@ def keys(given: Mapping) -> dict[str, Rule]:
             continue
         found |= _owned("model", of_role.get("model"), f"{role}.model")
         found |= _owned("optimizer", of_role.get("optimizer"), f"{role}.optimizer", Schedule)
-    found |= _several("objective", given.get("objective"), Weight) | _several("tracker", given.get("tracker"))
-    if isinstance(given.get("objective"), Mapping) and "module" in given["objective"]:
-        found["objective.module"] = rules.path
-    if given.get("tracker") == {}:  # nobody is told
-        found["tracker"] = rules.nothing
+    for kind, rules_of in (("objective", _objectives), ("tracker", _trackers)):
+        if isinstance(given.get(kind), Mapping):
+            found |= rules_of(given[kind])
     return {key: rule for key, rule in found.items() if rule is not _GROUP}
 
 
@@ -337,18 +188,25 @@ def _owned(kind: str, given: Any, prefix: str, common: type | None = None) -> di
     return {f"{prefix}.name": one_of(entry.name), **found, **own_keys(entry, f"{prefix}.")}
 
 
-def _several(kind: str, given: Any, common: type | None = None) -> dict[str, Rule]:
-    """The rules of a group that chooses several by their names."""
-    found: dict[str, Rule] = {}
-    for name in given if isinstance(given, Mapping) else ():
-        if isinstance(given[name], Mapping):
-            entry = _entry(kind, name, kind)
-            of_one = {**(_leaves(common, f"{kind}.{name}.") if common else {}), **own_keys(entry, f"{kind}.{name}.")}
-            if "layers" in given[name]:  # which every objective may have in its file of keys, and need not take
-                of_one.setdefault(f"{kind}.{name}.layers", rules.names)
-            found |= of_one or {f"{kind}.{name}": rules.nothing}
-        elif common is None and registry.has(kind, name):
-            found[f"{kind}.{name}"] = rules.nothing
+def _objectives(given: Any) -> dict[str, Rule]:
+    """The rules of the objectives that are chosen, by their names."""
+    found: dict[str, Rule] = {"objective.module": rules.path} if "module" in given else {}
+    for name, own in given.items():
+        if isinstance(own, Mapping):
+            prefix = f"objective.{name}."
+            found |= _leaves(Weight, prefix) | own_keys(_entry("objective", name, "objective"), prefix)
+            if "layers" in own:  # which conf/objective/own.yaml has, whether the user's function takes it or not
+                found.setdefault(f"{prefix}layers", rules.names)
+    return found
+
+
+def _trackers(given: Any) -> dict[str, Rule]:
+    """The rules of the trackers that are chosen, by their names; perhaps of none."""
+    found: dict[str, Rule] = {} if given else {"tracker": rules.nothing}
+    for name in given:
+        if isinstance(given[name], Mapping) or registry.has("tracker", name):
+            own = own_keys(_entry("tracker", name, "tracker"), f"tracker.{name}.")
+            found |= own or {f"tracker.{name}": rules.nothing}
     return found
 
 
@@ -389,44 +247,3 @@ def _annotation(entry: registry.Entry, parameter: inspect.Parameter) -> Any:
         raise InputError(
             f"{entry.file}: {entry.name}, {parameter.name}: its annotation {annotation} is not known there ({error})."
         ) from error
-
-
-def _missing(key: str, given: Mapping) -> InputError:
-    group = key.rpartition(".")[0]
-    owner: Any = given
-    for part in group.split(".") if group else ():
-        owner = owner.get(part, {}) if isinstance(owner, Mapping) else {}
-    if isinstance(owner, Mapping) and isinstance(owner.get("name"), str):
-        choice = f"model@{group}" if group.endswith(".model") else group
-        return InputError(
-            f"{key} is missing, which {owner['name']} has. Leave out ~{key}; and {group}.name cannot be set by hand: "
-            f"write {choice}={owner['name']}."
-        )
-    return InputError(f"{key} was removed; it must stay. Leave out ~{key.split('.')[0]}.")
-
-
-def unknown_key(key: str, known: Mapping) -> InputError:
-    """The error for a key that is not there, with the nearest ones that are."""
-    near = _nearest(key, known) or [k for k in known if k.startswith(f"{key}.")][:3]
-    hint = f"Did you mean {', '.join(near)}?" if near else "See kdrun --cfg job for every key."
-    if key == "objective.module":
-        hint = "It goes with objective=own. Add that."
-    return InputError(f"{key}: there is no such key. {hint}")
-
-
-def _nearest(key: str, known: Mapping) -> list[str]:
-    """Keys that may be meant: the same word in another place (student.alpha -> alpha), its letters (lr ->
-    optimizer.learning_rate), or what is most like it, as a whole or by its last word; three at most."""
-    word = key.split(".")[-1]
-    of_word = [k for k in known if k.split(".")[-1] == word]
-    of_word = of_word or [k for k in known if "".join(part[:1] for part in k.split(".")[-1].split("_")) == word]
-    if of_word:
-        return of_word[:3]
-    likeness = {k: max(_likeness(key, k), _likeness(word, k.split(".")[-1])) for k in known}
-    best = max(likeness.values(), default=0.0)
-    near = sorted((k for k in known if likeness[k] >= max(0.6, best - 0.1)), key=lambda k: (-likeness[k], len(k)))
-    return near[:3]
-
-
-def _likeness(word: str, other: str) -> float:
-    return SequenceMatcher(None, word, other).ratio()

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kdrun import registry
-from kdrun.config.schema import ALL_IMAGES, DATA, parameters
+from kdrun.config.keys import DATA
+from kdrun.config.schema import ALL_IMAGES, parameters
 from kdrun.data.batches import SUBSET
 from kdrun.data.source import NAMES, Source
 from kdrun.errors import InputError

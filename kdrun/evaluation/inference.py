@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdrun.models.preprocessing import augment, images_at_once, prepare
-from kdrun.runtime import signals as stopping
+from kdrun.runtime import signals
 
 Infer = Callable[..., Iterator[np.ndarray]]
 
@@ -49,7 +49,7 @@ def compiled_inference(
 
     def infer(images: np.ndarray, view: int = 0) -> Iterator[np.ndarray]:
         for start in range(0, len(images), batch_size):
-            stopping.check()
+            signals.check()
             batch = images[start : start + batch_size]
             yield call(batch, view).numpy()[: len(batch)]
 

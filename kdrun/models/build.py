@@ -26,12 +26,8 @@ def _fact(model: Mapping, name: str) -> Any:
     """A fact of a model: a value, or a function of the model's keys."""
     entry = registry.get("model", model["name"])
     fact = getattr(entry, name)
-    try:
+    with entry.explained():
         return fact(_own(model)) if callable(fact) else fact
-    except Exception as error:
-        if entry.is_shipped:
-            raise
-        raise entry.said(error) from error
 
 
 def _own(model: Mapping) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from kdrun import registry
-from kdrun.config.schema import WEIGHT, own
+from kdrun.config.keys import WEIGHT
+from kdrun.config.schema import own
 from kdrun.errors import InputError
 
 

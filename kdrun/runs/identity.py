@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kdrun import registry
-from kdrun.config.schema import for_role, own
+from kdrun.config.schema import for_role
 from kdrun.runs import code
 from kdrun.storage import files, manifest
 
@@ -62,13 +62,6 @@ def of_chain(config: Mapping, dataset_sha256: str) -> dict:
         "teacher": [config["teacher"][key] for key in ("run", "logits")],
         **{key: config.get(key) for key in ("generations", "run", "clusters", "specialist")},
     }
-
-
-def of_plugin(config: Mapping, dataset_sha256: str) -> dict:
-    """The identity of a stage of the user's own: the whole config, but for where and how it is run, and its file."""
-    entry = registry.get("stage", config["stage"])
-    found = {"stage": config["stage"], "own": own(config, entry), "file": files.sha256(entry.file)}
-    return {**of_chain(config, dataset_sha256), **found}
 
 
 def fingerprint(identity: Mapping) -> str:

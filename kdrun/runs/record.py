@@ -131,7 +131,7 @@ def stage_of(record: Mapping) -> registry.Stage | None:
 def kind(record: Mapping) -> str:
     """What a run's network is to a comparison; empty where it is nothing."""
     stage = stage_of(record)
-    return stage.kind if stage else ""
+    return stage.trains if stage and stage.trains and stage.leaves_network else ""
 
 
 def check_leaves_network(record: Mapping, said: str) -> None:

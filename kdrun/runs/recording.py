@@ -28,8 +28,7 @@ from kdrun.errors import Diverged, InputError, KdrunError, Stopped, Unfinished
 from kdrun.runs import code, directory
 from kdrun.runs import record as runs
 from kdrun.runs.identity import fingerprint
-from kdrun.runtime import devices as gpus
-from kdrun.runtime import tensorflow as startup
+from kdrun.runtime import devices, tensorflow
 from kdrun.storage import files, manifest
 
 log = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ def _begun(run_dir: Path, config: Mapping, identity: Mapping | None, facts: Mapp
         for folder in (run_dir, *(run_dir / name for name in FOLDERS)):
             files.remove_leftovers(folder)
     environment = _environment()
-    environment["threads"] = before.get("threads") or startup.threads(config.get("threads", "auto"))
+    environment["threads"] = before.get("threads") or tensorflow.threads(config.get("threads", "auto"))
     for package, found in environment["packages"].items() if before else ():
         if found != before.get("packages", {}).get(package):
             log.warning("going on with another %s, %s: bits may differ from an uninterrupted run's", package, found)
@@ -301,7 +300,7 @@ def _environment() -> dict:
             "name": platform.node(),
             "cpus": os.cpu_count(),
             "machine": platform.machine(),
-            "gpus": gpus.visible(),
+            "gpus": devices.visible(),
             "python": platform.python_version(),
         },
         "pid": os.getpid(),

@@ -18,7 +18,7 @@ from kdrun.errors import InputError, KdrunError, Stopped
 from kdrun.runs import record as runs
 from kdrun.runs import recording
 from kdrun.runs.identity import fingerprint
-from kdrun.runtime import signals as stopping
+from kdrun.runtime import signals
 from kdrun.storage import manifest
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Sweep(NamedTuple):
     total: int | None
 
 
-def job_dir(sweep: Sweep, values: Mapping, overrides: Sequence[str], identity: Mapping | None) -> Path:
+def job_dir(sweep: Sweep, values: Mapping, identity: Mapping | None, overrides: Sequence[str]) -> Path:
     """The run directory of a job with this config, whose result depends on `identity`, too: on code, data and teachers.
 
     Neither overrides' order nor how a number is written matters. A folder's name can be given on a command line as it
@@ -77,7 +77,7 @@ def run(sweep: Sweep, number: int, run_dir: Path, config: Mapping, work: Callabl
         return record.get("results")
     started = time.monotonic()
     try:
-        stopping.check()  # a signal that came between two jobs
+        signals.check()  # a signal that came between two jobs
         if damage:
             aside = manifest.set_aside(run_dir)
             changed = ", ".join(damage)
@@ -89,7 +89,7 @@ def run(sweep: Sweep, number: int, run_dir: Path, config: Mapping, work: Callabl
     except (Stopped, KeyboardInterrupt) as error:
         with suppress(OSError):  # it holds what can be gone on with
             run_dir.rmdir()
-        log.info("%s", error if isinstance(error, Stopped | stopping.AtOnce) else "Stopped by SIGINT.")
+        log.info("%s", error if isinstance(error, Stopped | signals.AtOnce) else "Stopped by SIGINT.")
         raise SystemExit(getattr(error, "exit_code", 130)) from error
     except Exception as error:  # noqa: BLE001 - whatever it is, the other jobs are not to suffer from it
         log.error("%s failed: %s", run_dir.name, one_line(error))

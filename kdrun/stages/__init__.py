@@ -8,7 +8,6 @@ from pathlib import Path
 
 from kdrun import registry
 from kdrun.config.schema import for_role, own
-from kdrun.errors import KdrunError
 from kdrun.runs import directory
 from kdrun.runtime import signals
 
@@ -33,12 +32,8 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     `overrides` are the command line's, for the command that an error recommends.
     """
     entry = registry.get("stage", config["stage"])
-    try:
+    with entry.explained():
         entry.check(config, overrides)
-    except Exception as error:
-        if entry.is_shipped or isinstance(error, KdrunError):
-            raise
-        raise entry.said(error) from error
     directory.check_writable("outputs", Path(config["outputs"]) / config["stage"])
 
 

@@ -28,8 +28,6 @@ def training(config: Mapping, *parts: tuple[str, str]) -> datasets.Dataset:
 
 def students_data(config: Mapping) -> datasets.Dataset:
     """The data that students see. Raises InputError where they cannot be had, or are of classes that there are not."""
-    if config["data"]["name"] == OF_RUN:
-        raise InputError(f"data={OF_RUN} is for stage=evaluate and stage=adjust_bias. Give data, data=mnist or others.")
     sizes(config["data"])
     dataset = datasets.load(for_role(config, "student")["data"], config["seed"])
     _classes(config["data"], dataset.num_classes)
@@ -56,6 +54,7 @@ def sizes(data: Mapping) -> None:
 
 
 def size(key: str, size: int | None, most: int) -> None:
+    """Raises InputError where data.`key` asks for more images than there are; None is all."""
     if size is not None and size > most:
         raise InputError(f"data.{key}={size} is more than there are: {most}. Give at most {most}, or null for all.")
 
@@ -76,6 +75,7 @@ def _classes(data: Mapping, num_classes: int) -> None:
 
 
 def augmentation(data: Mapping) -> None:
+    """Raises InputError where shifts would leave nothing of an image."""
     height, width = datasets.shapes(data).train[1:3]
     if data["augment"]["jitter"] >= min(height, width):
         raise InputError(

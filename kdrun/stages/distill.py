@@ -40,7 +40,6 @@ def of(config: Mapping) -> dict:
     identity=of,
     role="student",
     trains="distill",
-    kind="distill",
     leaves_network=True,
     takes_teachers=True,
 )
@@ -48,7 +47,7 @@ def distill(config: Mapping, run_dir: Path) -> dict:
     """Train the student on the labels and on what the teacher says, or on the labels under other objectives."""
     from kdrun.models import surgery
     from kdrun.runtime import precision
-    from kdrun.stages.job import distillation_settings, train_network
+    from kdrun.stages import job
     from kdrun.teachers import checkpoint, supervisors
     from kdrun.training.job import AS_DRAWN, InitialWeights, SupervisionSpec
 
@@ -74,15 +73,6 @@ def distill(config: Mapping, run_dir: Path) -> dict:
             compile_key=supervisors.compile_key(config, found, dataset, depends),
             build=partial(supervisors.supervision, config, found, dataset, model, weights),
         )
-        return train_network(
-            config,
-            run_dir,
-            record,
-            dataset,
-            model,
-            config["seed"],
-            config["distill"],
-            spec,
-            initial_weights,
-            **distillation_settings(config),
-        )
+        settings = job.settings_of(config, config["distill"], config["seed"], **job.distillation_settings(config))
+        made = job.training_job(config, dataset, model, settings, spec, initial_weights)
+        return job.train(made, config, run_dir, record)

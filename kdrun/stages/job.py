@@ -27,62 +27,25 @@ log = logging.getLogger(__name__)
 FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz")
 
 
-def train_network(
-    config: Mapping,
-    run_dir: Path,
-    record: dict,
-    dataset: datasets.Dataset,
-    model: Mapping,
-    seed: int,
-    training: Mapping,
-    supervision: SupervisionSpec = ON_LABELS,
-    initial_weights: InitialWeights = AS_DRAWN,
-    **distillation: Any,
-) -> dict:
-    """Train the network of a stage; fills in `record` and returns its results.
-
-    `training` has its epochs, patience and batch size, and `distillation` the settings that only distilling has. Raises
-    what training.job.run does, and InputError where a run that goes on began in another precision.
-    """
-    stage = registry.get("stage", config["stage"])
-    precision.prepare_machine()
-    settings = _settings(config, training, config[stage.role]["optimizer"], seed, **distillation)
-    job = _job(config, dataset, model, settings, supervision, initial_weights)
-    if record.get("precision", job.policy) != job.policy:
-        raise InputError(
-            f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {job.policy} here. "
-            "Go on where it began."
-        )
-    program = jobs.prepare(job)
-    run = tracking.Run(
-        run_dir,
-        title=stage.name,
-        started=datetime.fromisoformat(record["started"]),
-        epochs=settings.epochs,
-        steps_per_epoch=job.steps_per_epoch,
-        batch_size=settings.batch_size,
-        config=config,
-        hyperparameters=_hyperparameters(config, stage.name, model, settings),
+def settings_of(config: Mapping, training: Mapping, seed: int, **distillation: Any) -> Settings:
+    """How the configured stage trains its network. `training` has its epochs, patience and batch size, and
+    `distillation` are the settings that only distilling has."""
+    data, role = config["data"], registry.get("stage", config["stage"]).role
+    return Settings(
+        seed=seed,
+        epochs=training["epochs"],
+        patience=training["patience"],
+        held_out=not data["train_on_validation"],
+        batch_size=training["batch_size"],
+        image_size=data["image_size"],
+        jitter=data["augment"]["jitter"],
+        flip=data["augment"]["flip"],
+        optimizer=config[role]["optimizer"],
+        temperature=Annealed(config["temperature"], config["temperature_end"]),
+        alpha=Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
+        annealing=config["annealing"],
+        **distillation,
     )
-    for folder in ("checkpoints", "predictions"):
-        (run_dir / folder).mkdir(exist_ok=True)
-    with tracking.Trackers(run, tracking.chosen(config["tracker"])) as trackers:
-        record |= {"model": model, "image_shape": job.image_shape, "precision": job.policy, **jobs.describe(program)}
-        update(run_dir, record)
-        results = jobs.run(job, program, run_dir, trackers)
-        trackers.end(results["test"], figures.of_predictions(dataset.test, run_dir))
-        record["results"] = results
-        record["files"] = {name: files.sha256(run_dir / name) for name in (*FILES, *trackers.files)}
-    log.info(
-        "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (%s), %.4f (last)",
-        stage.name,
-        results["seconds_to_first_step"],
-        f"{results['images_per_second']:,.0f}",
-        results["test"]["best"]["accuracy"],
-        "best by validation" if settings.held_out else "validation was trained on",
-        results["test"]["last"]["accuracy"],
-    )
-    return results
 
 
 def distillation_settings(config: Mapping) -> dict[str, Any]:
@@ -94,33 +57,16 @@ def distillation_settings(config: Mapping) -> dict[str, Any]:
     }
 
 
-def _settings(config: Mapping, training: Mapping, optimizer: Mapping, seed: int, **distillation: Any) -> Settings:
-    data = config["data"]
-    return Settings(
-        seed=seed,
-        epochs=training["epochs"],
-        patience=training["patience"],
-        held_out=not data["train_on_validation"],
-        batch_size=training["batch_size"],
-        image_size=data["image_size"],
-        jitter=data["augment"]["jitter"],
-        flip=data["augment"]["flip"],
-        optimizer=optimizer,
-        temperature=Annealed(config["temperature"], config["temperature_end"]),
-        alpha=Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
-        annealing=config["annealing"],
-        **distillation,
-    )
-
-
-def _job(
+def training_job(
     config: Mapping,
     dataset: datasets.Dataset,
     model: Mapping,
     settings: Settings,
-    supervision: SupervisionSpec,
-    initial_weights: InitialWeights,
+    supervision: SupervisionSpec = ON_LABELS,
+    initial_weights: InitialWeights = AS_DRAWN,
 ) -> TrainingJob:
+    """The training job of the configured stage."""
+    precision.prepare_machine()
     data = config["data"]
     return TrainingJob(
         name=config["stage"],
@@ -137,11 +83,55 @@ def _job(
     )
 
 
-def _hyperparameters(config: Mapping, stage: str, model: Mapping, settings: Settings) -> dict:
+def train(job: TrainingJob, config: Mapping, run_dir: Path, record: dict) -> dict:
+    """Do a job of the configured stage; fills in `record` and returns its results.
+
+    Raises what training.job.run does, and InputError where a run that goes on began in another precision.
+    """
+    settings = job.settings
+    if record.get("precision", job.policy) != job.policy:
+        raise InputError(
+            f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {job.policy} here. "
+            "Go on where it began."
+        )
+    program = jobs.prepare(job)
+    run = tracking.Run(
+        run_dir,
+        title=job.name,
+        started=datetime.fromisoformat(record["started"]),
+        epochs=settings.epochs,
+        steps_per_epoch=job.steps_per_epoch,
+        batch_size=settings.batch_size,
+        config=config,
+        hyperparameters=_hyperparameters(job, config),
+    )
+    for folder in ("checkpoints", "predictions"):
+        (run_dir / folder).mkdir(exist_ok=True)
+    with tracking.Trackers(run, tracking.chosen(config["tracker"])) as trackers:
+        record |= {"model": job.model, "image_shape": job.image_shape, "precision": job.policy}
+        record |= jobs.describe(program)
+        update(run_dir, record)
+        results = jobs.run(job, program, run_dir, trackers)
+        trackers.end(results["test"], figures.of_predictions(job.dataset.test, run_dir))
+        record["results"] = results
+        record["files"] = {name: files.sha256(run_dir / name) for name in (*FILES, *trackers.files)}
+    log.info(
+        "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (%s), %.4f (last)",
+        job.name,
+        results["seconds_to_first_step"],
+        f"{results['images_per_second']:,.0f}",
+        results["test"]["best"]["accuracy"],
+        "best by validation" if settings.held_out else "validation was trained on",
+        results["test"]["last"]["accuracy"],
+    )
+    return results
+
+
+def _hyperparameters(job: TrainingJob, config: Mapping) -> dict:
     """The few values that tell runs apart."""
-    optimizer = settings.optimizer
-    shown = {"stage": stage, "seed": settings.seed, "epochs": settings.epochs, "batch_size": settings.batch_size}
-    shown |= {"model": model["name"], "optimizer": optimizer["name"], "learning_rate": optimizer["learning_rate"]}
+    settings, optimizer = job.settings, job.settings.optimizer
+    shown = {"stage": job.name, "seed": settings.seed, "epochs": settings.epochs, "batch_size": settings.batch_size}
+    shown |= {"model": job.model["name"], "optimizer": optimizer["name"], "learning_rate": optimizer["learning_rate"]}
     if settings.weights:
         objective = "+".join(selection.chosen(config["objective"]))
         shown |= {"temperature": config["temperature"], "alpha": config["alpha"], "objective": objective}

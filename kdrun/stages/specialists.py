@@ -8,7 +8,8 @@ from typing import Annotated
 import numpy as np
 
 from kdrun.config import rules
-from kdrun.config.schema import Training, for_role
+from kdrun.config.keys import Training
+from kdrun.config.schema import for_role
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
 from kdrun.evaluation import metrics
@@ -102,7 +103,7 @@ def specialist(
     is what its logit of the others is to be raised by, because it saw too few of them.
     """
     from kdrun.models import surgery
-    from kdrun.stages.job import train_network
+    from kdrun.stages import job
     from kdrun.teachers import checkpoint
     from kdrun.training.job import InitialWeights
 
@@ -124,9 +125,9 @@ def specialist(
         # the seed draws the others
         initial_weights = InitialWeights({"generalist": weights, "classes": classes, "seed": seed}, begin)
         model = runs.read(generalist)["model"]
-        results = train_network(
-            config, run_dir, record, dataset, model, seed, specialist, initial_weights=initial_weights
-        )
+        settings = job.settings_of(config, specialist, seed)
+        made = job.training_job(config, dataset, model, settings, initial_weights=initial_weights)
+        results = job.train(made, config, run_dir, record)
         others = np.isin(whole.train.labels, classes, invert=True).sum()
         seen = (dataset.train.labels == len(classes)).sum()
         results["dustbin_shift"] = float(np.log(others / seen))

@@ -39,7 +39,6 @@ def of_student(config: Mapping) -> dict:
     identity=of_teacher,
     role="teacher",
     trains="teacher",
-    kind="teacher",
     leaves_network=True,
 )
 def teacher(config: Mapping, run_dir: Path) -> dict:
@@ -54,7 +53,6 @@ def teacher(config: Mapping, run_dir: Path) -> dict:
     identity=of_student,
     role="student",
     trains="student",
-    kind="student",
     leaves_network=True,
 )
 def student(config: Mapping, run_dir: Path) -> dict:
@@ -63,8 +61,9 @@ def student(config: Mapping, run_dir: Path) -> dict:
 
 
 def _on_labels(config: Mapping, run_dir: Path, role: Mapping, seed: int, depends: Mapping) -> dict:
-    from kdrun.stages.job import train_network
+    from kdrun.stages import job
 
     dataset = datasets.load(config["data"], seed)
     with recording(run_dir, config, depends, seed=seed, dataset_sha256=dataset.sha256) as record:
-        return train_network(config, run_dir, record, dataset, role["model"], seed, role)
+        settings = job.settings_of(config, role, seed)
+        return job.train(job.training_job(config, dataset, role["model"], settings), config, run_dir, record)

@@ -20,7 +20,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from kdrun.data import batches
 from kdrun.errors import InputError, KdrunError
-from kdrun.runtime import signals as stopping
+from kdrun.runtime import signals
 from kdrun.storage import arrays, files, manifest
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _locked(entry: Path) -> AcquireReturnProxy:
             if not waiting:
                 log.info("teacher cache: another kdrun is filling %s; waiting for it", entry)
             waiting = True
-            stopping.check()
+            signals.check()
 
 
 def _read(entry: Path, cache_key: Mapping, shapes: Shapes) -> tuple[dict[str, np.ndarray] | None, str | None]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from kdrun.data import batches
 from kdrun.data.datasets import Split
 from kdrun.evaluation.inference import Infer
-from kdrun.runtime import signals as stopping
+from kdrun.runtime import signals
 from kdrun.training import schedules
 from kdrun.training.network import Network
 from kdrun.training.settings import Settings
@@ -71,7 +71,7 @@ def take_steps(program: Program, settings: Settings, step: int, end: int, labels
     views, count = batches.view_count(settings.jitter, settings.flip), 1
     asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)  # whose teacher outputs each image gets
     while step < end:
-        stopping.check()
+        signals.check()
         started = time.perf_counter()
         indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
         values = step_values(settings, step, count, per_epoch)

@@ -21,7 +21,7 @@ from kdrun.evaluation.inference import logits
 from kdrun.models.weights import load_weights, save_weights
 from kdrun.runs import predictions
 from kdrun.runs.run_json import MEASURED
-from kdrun.runtime import signals as stopping
+from kdrun.runtime import signals
 from kdrun.storage import files
 from kdrun.storage.forms import count, number, problem
 from kdrun.tracking.tracker import Trackers
@@ -70,7 +70,7 @@ def train(
     dataset: Dataset,
     settings: Settings,
     run_dir: Path,
-    monitor: Trackers,
+    trackers: Trackers,
     save_every: float,
 ) -> dict:
     """Train a network on labels, and on what it is taught if there is something; returns what run.json calls results.
@@ -87,28 +87,28 @@ def train(
     folder = run_dir / "checkpoints"
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
     planned = per_epoch, settings.epochs, len(names)
-    progress, best_weights = _restored(network, folder, weights, planned, monitor)
+    progress, best_weights = _restored(network, folder, weights, planned, trackers)
     last_saved = time.monotonic()
 
     def save() -> None:
         nonlocal last_saved
         validated = progress.step < per_epoch * (progress.epochs + 1)
-        values = {"progress": vars(progress), **monitor.state()}
+        values = {"progress": vars(progress), **trackers.state()}
         state.save(folder, progress.step, validated, network, weights["best"] if progress.best else None, values)
         last_saved = time.monotonic()
 
     try:
         while progress.epochs < settings.epochs and not _out_of_patience(progress, settings):
             epoch = progress.epochs + 1
-            monitor.pause_ended()
+            trackers.pause_ended()
             for rows in take_steps(program, settings, progress.step, epoch * per_epoch, dataset.train.labels):
                 _check_finite(names, rows, progress.step, epoch, weights["best"])
                 progress.add(rows)
-                monitor.steps(dict(zip(names, rows[-1].tolist(), strict=True)), len(rows))
-                if stopping.save_asked() or time.monotonic() - last_saved > save_every:
+                trackers.steps(dict(zip(names, rows[-1].tolist(), strict=True)), len(rows))
+                if signals.save_asked() or time.monotonic() - last_saved > save_every:
                     save()
                     log.info("saved a training state at step %d", progress.step)
-                    monitor.pause_ended()
+                    trackers.pause_ended()
             measured = {name: value / per_epoch for name, value in zip(names, progress.sums, strict=True)}
             validation = _validate(program, dataset, progress.step, epoch, weights["best"])
             save_weights(network.model, weights["last"])
@@ -121,7 +121,7 @@ def train(
                 files.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
             progress.epochs, progress.sums = epoch, [0.0] * len(names)
             values = _last_values(settings, tuple(objectives), progress.step, per_epoch)
-            monitor.epoch(epoch, {**measured, **values}, validation, best["epoch"], network.model)
+            trackers.epoch(epoch, {**measured, **values}, validation, best["epoch"], network.model)
             save()
     except Stopped:
         save()
@@ -131,7 +131,7 @@ def train(
     same = progress.best["epoch"] == progress.last["epoch"]
     return {
         "steps": progress.step,
-        **monitor.speed(),
+        **trackers.speed(),
         "validation": {"best": progress.best, "last": progress.last},
         "test": _test(program, None if same else best_weights, dataset, run_dir),
     }
@@ -158,7 +158,7 @@ def _last_values(settings: Settings, objectives: Sequence[str], step: int, per_e
 
 
 def _restored(
-    network: Network, folder: Path, weights: Mapping[str, Path], planned: tuple[int, int, int], monitor: Trackers
+    network: Network, folder: Path, weights: Mapping[str, Path], planned: tuple[int, int, int], trackers: Trackers
 ) -> tuple[Progress, list[np.ndarray] | None]:
     """Where training goes on, and the best weights so far; files, too, are put back to what they were then.
 
@@ -166,10 +166,10 @@ def _restored(
     """
     per_epoch, _, sums = planned
     progress, best_weights = Progress(sums), None
-    found = state.newest(folder, partial(_wrong, planned, monitor))
+    found = state.newest(folder, partial(_wrong, planned, trackers))
     if found:
         progress.restore(found.values["progress"])
-    monitor.start(found and found.values, progress.step, progress.epochs)
+    trackers.start(found and found.values, progress.step, progress.epochs)
     if found:
         if found.best:
             load_weights(network.model, found.best)
@@ -182,7 +182,7 @@ def _restored(
     return progress, best_weights
 
 
-def _wrong(planned: tuple[int, int, int], monitor: Trackers, values: Mapping, has_best: bool) -> str | None:
+def _wrong(planned: tuple[int, int, int], trackers: Trackers, values: Mapping, has_best: bool) -> str | None:
     """What of a state's values cannot be, in one line: they may be somebody else's. `planned` as in _restored."""
     per_epoch, epochs, sums = planned
     if found := problem(values, {"progress": PROGRESS}):
@@ -195,7 +195,7 @@ def _wrong(planned: tuple[int, int, int], monitor: Trackers, values: Mapping, ha
         return f"step {step} with {done} epochs done cannot be: there are {epochs} epochs of {per_epoch} steps"
     if not (bool(done) == has_best == (progress["best"] is not None) == (progress["last"] is not None)):
         return f"{done} epochs done do not go with the best weights that it holds"
-    return monitor.wrong(values, step, done)
+    return trackers.wrong(values, step, done)
 
 
 def _out_of_patience(progress: Progress, settings: Settings) -> bool:

@@ -1,0 +1,152 @@
+"""Every key of a config, each with its type and range.
+
+Those of a net, a data source, an objective, an optimizer, a tracker or a stage stand with their owner: see schema.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypedDict
+
+from kdrun.config import rules
+from kdrun.config.rules import Amount, Count, Fraction, Path, Paths, Positive, Temperature, integer, one_of
+
+Keys = Mapping[str, Any]  # of an owner: its `name`, and what its function's signature says
+
+
+class Augment(TypedDict):
+    """Of the images that a network learns from."""
+
+    jitter: Annotated[int, integer(0, 64)]
+    flip: bool
+
+
+class Training(TypedDict):
+    """How long a network is trained, and on how many images a step."""
+
+    epochs: Count
+    patience: Annotated[int | None, integer(1, optional=True)]
+    batch_size: Count
+
+
+class Role(Training):
+    """What teacher and student each have of their own."""
+
+    augment: Augment
+    train_on_validation: bool
+    model: Keys
+    optimizer: Keys
+
+
+class Teacher(Role):
+    """The teacher, or those who are to teach."""
+
+    run: Paths
+    combine: Annotated[str, one_of("probabilities", "logits")]
+    weights: Annotated[list[float] | None, rules.optional(rules.numbers(0))]
+    logits: Annotated[str | None, rules.optional(rules.path)]
+    overlap: Annotated[str, one_of("refuse", "allow")]
+    shuffle: Annotated[str, one_of("none", "within_class", "all")]
+    seed: Annotated[int, integer(0, 2**31 - 1)]
+    cache: Annotated[str, rules.switch]
+    cache_features: bool
+    inference_batch_size: Count
+
+
+class Student(Role):
+    """The student, alone or distilled."""
+
+    classifier: Annotated[str, one_of("own", "teacher")]
+
+
+class Distill(Training):
+    """How a student is distilled."""
+
+    peers: Annotated[int, integer(0, 16)]
+    mixup: Amount
+
+
+class Data(TypedDict):
+    """What all data sources have in common; a source's own keys stand beside these."""
+
+    image_size: Annotated[int, integer(1, 4096)]
+    validation_size: Count
+    train_on_validation: bool
+    train_size: Annotated[int | None, integer(1, optional=True)]
+    test_size: Annotated[int | None, integer(1, optional=True)]
+    train_fraction: Annotated[float, rules.number(0, 1, low_included=False)]
+    include_classes: Annotated[list[int] | None, rules.optional(rules.integers(0))]
+    exclude_classes: Annotated[list[int], rules.classes]
+    augment: Augment
+
+
+class Schedule(TypedDict):
+    """What all optimizers have in common."""
+
+    learning_rate: Positive
+    schedule: Annotated[str, one_of("constant", "cosine")]
+    warmup_epochs: Amount
+
+
+class Weight(TypedDict):
+    """What all objectives have in common; their functions do not get it."""
+
+    weight: Amount
+    weight_end: Annotated[float | None, rules.optional(rules.number(0))]
+    warmup_epochs: Amount
+
+
+class Checkpoint(TypedDict):
+    """When training states are saved."""
+
+    every_minutes: Positive
+
+
+class Compare(TypedDict):
+    """How runs are held against each other."""
+
+    margin: Amount
+
+
+class Tensorboard(TypedDict):
+    """What curves are shown with."""
+
+    histograms: bool
+
+
+class Config(TypedDict):
+    """All keys that every stage has; a stage's own stand beside these."""
+
+    stage: str
+    seed: Annotated[int, integer(0, 2**31 - 1)]
+    epochs: Count
+    patience: Annotated[int | None, integer(1, optional=True)]
+    batch_size: Count
+    temperature: Temperature
+    temperature_end: Annotated[float | None, rules.optional(rules.temperature)]
+    alpha: Fraction
+    alpha_end: Annotated[float | None, rules.optional(rules.number(0, 1))]
+    alpha_warmup_epochs: Amount
+    annealing: Annotated[str, one_of("linear", "cosine")]
+    precision: Annotated[str, one_of("auto", "float32", "mixed_bfloat16", "mixed_float16")]
+    threads: Annotated[int | str, rules.auto_or(integer(1, 1024))]
+    evaluation_batch_size: Count
+    resume: Annotated[str | None, rules.optional(rules.path)]
+    outputs: Path
+    sweep: Annotated[str | None, rules.folder_name]
+    cache_dir: Path
+    reuse: bool
+    plugins: Annotated[list[str], rules.files]
+    measure_latency: bool
+    data: Keys
+    optimizer: Keys
+    objective: Keys
+    tracker: Keys
+    teacher: Teacher
+    student: Student
+    distill: Distill
+    checkpoint: Checkpoint
+    compare: Compare
+    tensorboard: Tensorboard
+
+
+DATA = tuple(Data.__annotations__)
+WEIGHT = tuple(Weight.__annotations__)

@@ -24,7 +24,7 @@ from kdrun import __version__, plugins
 from kdrun.cli import resuming
 from kdrun.cli.compose import CONFIG, composing, config_dir, config_folder, load_plugins, plain, the_hydra
 from kdrun.cli.explain import explained, readable, unknown_flag
-from kdrun.cli.plan import Asked, Place, check_words, checked, placed
+from kdrun.cli.plan import Place, Request, check_request, check_words, find_place
 from kdrun.config import schema
 from kdrun.config.keys import Config
 from kdrun.errors import KdrunError, NoRoom
@@ -93,11 +93,11 @@ def _run(arguments: list[str]) -> int:
             return 0
         check_words(options.overrides)
         load_plugins(options.overrides)
-        asked, place = checked(options, flags, searched), Place()
+        request, place = check_request(options, flags, searched), Place()
         try:
             with signals.undisturbed():  # which raises at its end, when the folders are there, and noted
-                place = placed(asked)
-            return _run_sweep(asked, place, place.sweep) if place.sweep else _run_one(asked, place)
+                place = find_place(request)
+            return _run_sweep(request, place, place.sweep) if place.sweep else _run_one(request, place)
         finally:
             if place.is_new:
                 _remove_unbegun(Path(place.folder))
@@ -127,9 +127,9 @@ def _show(options: argparse.Namespace, parser: argparse.ArgumentParser, searched
         hydra.shell_completion(config_name=name, overrides=overrides)
 
 
-def _run_one(asked: Asked, place: Place) -> int:
+def _run_one(request: Request, place: Place) -> int:
     """Run one job in its directory, with Hydra's record of the config, its environment and its logging."""
-    composed, failures = asked.composed, []
+    composed, failures = request.composed, []
     with read_write(composed), open_dict(composed):
         composed.hydra.run.dir = place.folder
         if place.goes_on:
@@ -140,7 +140,7 @@ def _run_one(asked: Asked, place: Place) -> int:
 
         tensorflow.log_to_terminal()
         try:
-            _do(asked.values, Path(place.folder).absolute(), asked.options.overrides)
+            _do(request.values, Path(place.folder).absolute(), request.options.overrides)
         except Exception as error:  # noqa: BLE001 - Hydra would put a line of its own before ours
             failures.append(error)
 
@@ -166,16 +166,16 @@ def _run_one(asked: Asked, place: Place) -> int:
     return 0
 
 
-def _run_sweep(asked: Asked, place: Place, sweep: sweeps.Sweep) -> int:
+def _run_sweep(request: Request, place: Place, sweep: sweeps.Sweep) -> int:
     """Have Hydra's sweeper call all jobs, and show what came of them."""
     from kdrun.runtime import tensorflow
 
     tensorflow.log_to_terminal()
-    overrides = [*asked.options.overrides, *asked.searched, *place.overrides]
+    overrides = [*request.options.overrides, *request.searched, *place.overrides]
     all_done = False
     try:
         the_hydra().multirun(
-            config_name=asked.options.config_name or CONFIG,
+            config_name=request.options.config_name or CONFIG,
             task_function=_job_of(sweep),
             overrides=overrides,
             with_log_configuration=True,

@@ -33,7 +33,7 @@ SEARCHED = [
 ]
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """What a command line asks for: its overrides and those of the user's own folder, the last job as Hydra composes it
     and as plain values; whether these are a completed run's that is to go on."""
 
@@ -55,7 +55,7 @@ class Place(NamedTuple):
     overrides: Sequence[str] = ()
 
 
-def checked(options: argparse.Namespace, flags: Sequence[str], searched: Sequence[str]) -> Asked:
+def check_request(options: argparse.Namespace, flags: Sequence[str], searched: Sequence[str]) -> Request:
     """Check every job that the command line asks for. `flags` are those that an error's command repeats, `searched` the
     overrides of the user's own folder. Raises InputError, resuming.Completed, or what Hydra raises."""
     from kdrun import stages
@@ -64,29 +64,29 @@ def checked(options: argparse.Namespace, flags: Sequence[str], searched: Sequenc
     identities: dict[str | None, list[dict | None]] = {}
     for key, job in _jobs(overrides) if options.multirun else [(None, overrides)]:
         composed = compose([*job, *searched], options.config_name or CONFIG)
-        values = _loaded(composed, job)
+        values = _load(composed, job)
         if values["resume"] not in (None, "auto"):
             if options.multirun:
                 raise InputError("resume: a sweep's jobs go on with resume=auto, each with its own run.")
             keys = [word.get_key_element().lstrip("+") for word in OverridesParser.create().parse_overrides(job)]
-            values, growing = resuming.saved(values["resume"], values, keys)
+            values, growing = resuming.load_saved(values["resume"], values, keys)
         stages.check(values, [*flags, *job])
         if options.multirun:
             identities.setdefault(key, []).append(resuming.identity_of(values))
     if options.multirun:
         _say_what_changes_nothing(identities, values["stage"])
-    return Asked(options, searched, composed, values, growing)
+    return Request(options, searched, composed, values, growing)
 
 
-def placed(asked: Asked) -> Place:
+def find_place(request: Request) -> Place:
     """Make or find the run directory, or the sweep's folder. Raises InputError."""
-    composed, values, overrides = asked.composed, asked.values, asked.options.overrides
-    if asked.options.multirun:
-        return _swept(composed, values, overrides)
+    composed, values, overrides = request.composed, request.values, request.options.overrides
+    if request.options.multirun:
+        return _sweep_place(composed, values, overrides)
     if values["resume"] not in (None, "auto"):
         run_dir = Path(values["resume"])
-        if asked.is_growing:
-            run_dir = resuming.grown(run_dir, values)
+        if request.is_growing:
+            run_dir = resuming.grow(run_dir, values)
         return Place(str(run_dir), goes_on=True)
     if values["sweep"] is not None:
         raise InputError(f"sweep={values['sweep']} is the name of a sweep. Add -m, or leave it out.")
@@ -97,7 +97,7 @@ def placed(asked: Asked) -> Place:
         directory.check_below("hydra.run.dir", run_dir, values["outputs"])
         directory.check_unused(run_dir)
         return Place(str(run_dir), is_new=not run_dir.exists())
-    found = resuming.interrupted(values) if values["resume"] == "auto" else None
+    found = resuming.find_interrupted(values) if values["resume"] == "auto" else None
     if found:
         return Place(str(found), goes_on=True)
     return Place(str(directory.create(values["outputs"], values["stage"])), is_new=True)
@@ -142,7 +142,7 @@ _NAMES = (
 )
 
 
-def _loaded(composed: DictConfig, job: Sequence[str]) -> Config:
+def _load(composed: DictConfig, job: Sequence[str]) -> Config:
     """A composed config's values, checked one by one; a file that its objective is in is run."""
     given = plain(composed)
     if not plugins.are_loaded(map(str, given.get("plugins") or ())):
@@ -187,7 +187,7 @@ def _say_what_changes_nothing(identities: Mapping[str | None, list[dict | None]]
             )
 
 
-def _swept(composed: DictConfig, values: Config, overrides: list[str]) -> Place:
+def _sweep_place(composed: DictConfig, values: Config, overrides: list[str]) -> Place:
     """Where a sweep is written, and what its launcher and sweeper are set to beside their own defaults.
 
     Its jobs' own folders are ours to choose (see sweeps.job_dir), not Hydra's.

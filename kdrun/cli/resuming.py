@@ -52,7 +52,7 @@ def identity_of(config: Mapping) -> dict | None:
     return stage.identity(config) if stage.identity else None
 
 
-def interrupted(config: Mapping) -> Path | None:
+def find_interrupted(config: Mapping) -> Path | None:
     """For resume=auto: the newest interrupted run of the same config, below its outputs."""
     identity = identity_of(config)
     return runs.interrupted(config["outputs"], identity) if identity else None
@@ -65,7 +65,7 @@ def threads(run_dir: Path, config: Mapping) -> int | str:
     return config["threads"]
 
 
-def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[Config, bool]:
+def load_saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[Config, bool]:
     """For resume=RUN_DIR: the run's own config, with those `keys` that were given on the command line changed in it;
     and whether the run is completed, and is to grow.
 
@@ -97,7 +97,7 @@ def saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[Config, bo
     return schema.load(config), is_completed
 
 
-def grown(run_dir: Path, config: Mapping) -> Path:
+def grow(run_dir: Path, config: Mapping) -> Path:
     """A new run directory that goes on from the last state of a completed run: its record names that run."""
     new = directory.create(config["outputs"], config["stage"])
     state = _last_state(run_dir)

@@ -1,4 +1,4 @@
-"""The teachers' logits on disk: kept ahead of time, or cleared."""
+"""The teachers' logits on disk: cached ahead of time, or cleared."""
 
 import logging
 import os
@@ -59,9 +59,9 @@ def _fill(config: Mapping) -> dict:
     config = {**config, "teacher": {**config["teacher"], "cache": "on"}}  # this stage has nothing else to go on with
     dataset, shapes = datasets.load(config["data"], config["seed"]), {}
     for source in found:
-        kept = outputs.cached(config, source, dataset)
-        assert kept is not None  # with teacher.cache=on it raises instead
-        shapes = {split: list(array.shape) for split, array in kept.items()}
+        logits = outputs.cached(config, source, dataset)
+        assert logits is not None  # with teacher.cache=on it raises instead
+        shapes = {split: list(array.shape) for split, array in logits.items()}
     return {"teachers": [str(source) for source in found], "shapes": shapes}
 
 

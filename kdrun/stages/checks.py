@@ -34,8 +34,8 @@ def students_data(config: Mapping) -> datasets.Dataset:
     return dataset
 
 
-def kept_logits(config: Mapping) -> None:
-    """Raises InputError where teachers' logits are to be kept, and their folder cannot be written."""
+def cache_folder(config: Mapping) -> None:
+    """Raises InputError where teachers' outputs are to be cached, and their folder cannot be written."""
     if config["teacher"]["cache"] == "on":
         directory.check_writable("cache_dir", Path(config["cache_dir"]))
 

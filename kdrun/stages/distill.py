@@ -23,7 +23,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     selection.check(config["objective"], dataset.num_classes)
     teachers = sources.resolve(config, overrides) if sources.are_needed(config) else []
     checks.teachers(for_role(config, "student"), dataset, teachers)
-    checks.kept_logits(config)
+    checks.cache_folder(config)
 
 
 def of(config: Mapping) -> dict:

@@ -63,8 +63,8 @@ def evaluate(config: Mapping, run_dir: Path, *, run: rules.RunDirectory) -> dict
             model = checkpoint.load(evaluated, theirs["precision"], name)
             infer = compiled_inference(model, dataset.test.images.shape[1:], batch_size, image_size)
             of = f"on the test split, with the {name} weights"
-            answers = metrics.check_finite(logits(infer, dataset.test.images), of)
-            record["results"][name] = metrics.evaluate(answers, dataset.test.labels)
+            predicted = metrics.check_finite(logits(infer, dataset.test.images), of)
+            record["results"][name] = metrics.evaluate(predicted, dataset.test.labels)
         if of_run:
             _hold_against(theirs, record["results"], evaluated)
         else:

@@ -27,7 +27,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     _check_teacher(config)
     selection.check(config["objective"], dataset.num_classes)
     checks.teachers(for_role(config, "student"), dataset, None, config["student"]["model"])
-    checks.kept_logits(config)
+    checks.cache_folder(config)
 
 
 def of(config: Mapping) -> dict:

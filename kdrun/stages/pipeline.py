@@ -33,7 +33,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     checks.teachers(students, dataset, found, teacher["model"])
     if found is None and not config["distill"]["peers"]:
         overlap.check(students, overlap.configured(config), "The configured teacher")
-    checks.kept_logits(config)
+    checks.cache_folder(config)
 
 
 def of(config: Mapping) -> dict:

@@ -31,7 +31,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     if config["run"] != "auto":
         checks.taken(config["run"])
         sources.check(config, config["run"], "run")
-    checks.kept_logits(config)
+    checks.cache_folder(config)
 
 
 def of(config: Mapping) -> dict:
@@ -163,9 +163,9 @@ def combined(log_p: np.ndarray, specialists: Sequence[tuple[Sequence[int], np.nd
         total, count = p.copy(), np.ones(len(p))
         for classes, p_m, here in asked:
             others = np.delete(q, classes, axis=1).sum(axis=1)
-            told = q * (p_m[:, -1] / np.maximum(others, 1e-300))[:, np.newaxis]
-            told[:, classes] = p_m[:, :-1]
-            total += told * here[:, np.newaxis]
+            shares = q * (p_m[:, -1] / np.maximum(others, 1e-300))[:, np.newaxis]
+            shares[:, classes] = p_m[:, :-1]
+            total += shares * here[:, np.newaxis]
             count += here
         before, q = q, total / total.sum(axis=1, keepdims=True)
         if np.abs(q - before).max() < 1e-12:

@@ -13,13 +13,13 @@ from kdrun.stages import checks
 def check_teacher(config: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where the teacher cannot be trained."""
     checks.training(config, ("teacher", "teacher"))
-    checks.kept_logits(config)
+    checks.cache_folder(config)
 
 
 def check_student(config: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where the student cannot be trained."""
     checks.training(config, ("student", "student"))
-    checks.kept_logits(config)
+    checks.cache_folder(config)
 
 
 def of_teacher(config: Mapping) -> dict:

@@ -1,6 +1,5 @@
 """kdrun with the Hydra that is installed: .ci/run has this for the next one, too, with its launcher and sweeper."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -60,8 +59,7 @@ def test_hydra_says_nothing_of_its_own(alone, arguments, code, said):
 def test_launcher_and_sweeper_do_their_jobs(alone, tmp_path, package, choice):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if not importlib.util.find_spec(package):
-            pytest.skip(f"needs {package}")
+        pytest.importorskip(package)
     ended = alone("-m", *STUDENT, *choice, "sweep=mine")
     assert ended.returncode == 0, ended.stderr
     assert len(list((tmp_path / "outputs/sweeps/mine").glob("*/run.json"))) == 2

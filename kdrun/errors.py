@@ -1,6 +1,8 @@
 """Errors that end a run, each with its exit code."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kdrun import commands
 
@@ -51,3 +53,29 @@ class Stopped(Unfinished):
     def __str__(self) -> str:
         hint = f" Go on with: {commands.resume(self.run_dir)}" if self.run_dir else ""
         return super().__str__() + hint
+
+
+def plain(error: BaseException) -> dict:
+    """An error as plain values, for another process."""
+    known = isinstance(error, KdrunError)
+    found: dict[str, Any] = {
+        "kind": type(error).__name__,
+        "text": str(error.args[0] if known and error.args else error),
+    }
+    if isinstance(error, Unfinished) and error.run_dir:
+        found["run_dir"] = str(error.run_dir)
+    if isinstance(error, Stopped):
+        found["signal"] = error.exit_code - 128
+    return found if known else {**found, "kind": "", "text": f"{type(error).__name__}: {error}"}
+
+
+def rebuilt(values: Mapping[str, Any]) -> KdrunError:
+    """The error that `plain` has made plain; of one that is none of kdrun's, a KdrunError with its type and text."""
+    if values["kind"] == "Stopped":
+        error: KdrunError = Stopped(values["signal"], values["text"])
+    else:
+        kinds = {kind.__name__: kind for kind in (InputError, Diverged, Unfinished, NoRoom)}
+        error = kinds.get(values["kind"], KdrunError)(values["text"])
+    if isinstance(error, Unfinished) and "run_dir" in values:
+        error.run_dir = Path(values["run_dir"])
+    return error

@@ -66,13 +66,15 @@ class Model(Entry):
 
     `features` are the layers that objectives may name, in order: name -> the layer whose output it is; `maps` which of
     them are maps (None: not said), the others being vectors; `smallest_image_size` is in pixels a side. Each is a value
-    or a function of the net's keys.
+    or a function of the net's keys. Up to `one_thread_up_to` pixels a side its operations are too small to be shared
+    among threads (measured; see docs/performance.md).
     """
 
     given = 2
     features: Mapping[str, str] | Callable[[Keys], Mapping[str, str]] = lambda keys: {}
     maps: Any = None
     smallest_image_size: int | Callable[[Keys], int] = 1
+    one_thread_up_to: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Stage(Entry):
     depends on, of a stage whose runs can be gone on with, and found again. `role` is whose images it sees, teacher or
     student; `trains` the part of the config with its epochs, where it trains one network. `needs_tensorflow` may be a
     function of the config. `takes_teachers`: it needs teachers that are there. `is_part`: other stages run it, not the
-    command line.
+    command line. `has_parts`: it runs other stages, beside each other where there are workers.
+    `takes_seeds`: it trains over several seeds; `arm_of` is a stage that does so for this one.
     """
 
     given = 2
@@ -124,6 +127,9 @@ class Stage(Entry):
     needs_tensorflow: bool | Callable[[Any], bool] = True
     takes_teachers: bool = False
     is_part: bool = False
+    has_parts: bool = False
+    arm_of: str | None = None
+    takes_seeds: bool = False
 
 
 def place_and_text(error: Exception, file: Path) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Fixtures for tests that use the command line but train nothing; pytest and TensorFlow kept apart."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,13 @@ from kdrun.cli.main import main
 # When Hydra sets up logging, older handlers are closed, and absl's (TensorFlow's) closes its stream unless that is the
 # process's own: pytest's capture would be gone.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+# A machine of one core: jobs of sweeps and pipelines are done in the test's own process, with the one thread that they
+# have wherever they are done. Tests of workers ask for some.
+if hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 # Processes inherit which signals are ignored: under nohup, or in the background of a shell, none would hear them.
 for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):

@@ -12,6 +12,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kdrun import plugins, registry
@@ -37,10 +38,17 @@ def config_dir() -> Path:
 
 
 @contextmanager
-def composing() -> Iterator[None]:
-    """While inside, Hydra composes kdrun's config."""
-    with hydra.initialize_config_dir(str(config_dir()), **_DEFAULTS):
+def composing(folder: Path | None = None) -> Iterator[None]:
+    """While inside, Hydra composes the configs of a folder: by default kdrun's own."""
+    with hydra.initialize_config_dir(str(folder or config_dir()), **_DEFAULTS):
         yield
+
+
+def parsed(words: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them; inside of `composing`, glob(*) among them, too. Raises HydraException."""
+    known = GlobalHydra.instance()
+    loader = known.config_loader() if known.is_initialized() else None
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
 
 
 def compose(overrides: Sequence[str], name: str = CONFIG) -> DictConfig:
@@ -69,7 +77,7 @@ def load_plugins(overrides: Sequence[str]) -> None:
     named = [word for word in overrides if word.lstrip("+").partition("=")[0] == "plugins"]
     paths: list[str] = []
     for word in named:
-        override = OverridesParser.create().parse_override(word)
+        (override,) = parsed([word])
         if override.is_sweep_override():
             raise InputError(f"{word}: plug-ins are the same for all jobs. Write plugins=[FILE,FILE].")
         given = override.value()
@@ -102,16 +110,21 @@ def _store(kind: str, entry: registry.Entry) -> None:
     _stored.append((kind, entry.name))
 
 
-def config_folder(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The user's own folder of configs: as flags, and as what Hydra composes with it."""
+def config_folder(options: argparse.Namespace) -> tuple[list[str], list[str], Path | None]:
+    """The user's own folder of configs: as flags, as what Hydra composes with it, and where the config that all begins
+    with is in it, as the folder that comes first."""
     for flag in ("experimental_rerun", "config_path"):  # the one unpickles a file, the other leaves kdrun's config out
         if getattr(options, flag, None):
             raise InputError(f"--{flag.replace('_', '-')} is not for kdrun. Give overrides, or --config-dir.")
     if not options.config_dir:
-        return [], []
+        return [], [], None
     if not os.path.isdir(options.config_dir):
         raise InputError(f"--config-dir: {options.config_dir} is not a folder. Give one with config files.")
-    return ["--config-dir", options.config_dir], [f"hydra.searchpath=[file://{os.path.abspath(options.config_dir)}]"]
+    flags, theirs = ["--config-dir", options.config_dir], Path(os.path.abspath(options.config_dir))
+    name = f"{options.config_name or CONFIG}.yaml"
+    if not (config_dir() / name).exists() and (theirs / name).exists():
+        return [*flags, "--config-name", options.config_name], [f"hydra.searchpath=[file://{config_dir()}]"], theirs
+    return flags, [f"hydra.searchpath=[file://{theirs}]"], None
 
 
 def the_hydra() -> Any:

@@ -41,6 +41,12 @@ def readable(word: str, multirun: bool) -> str:
     return mended if _reads(mended) else word
 
 
+def verbs(words: Sequence[str]) -> list[str]:
+    """The words of a command line; `kdrun teacher` is `kdrun stage=teacher`."""
+    first, *others = words or [""]
+    return [f"stage={first}", *others] if first in choices("stage") else list(words)
+
+
 @lru_cache
 def _reads(word: str) -> bool:
     try:

@@ -5,8 +5,8 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,16 +20,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kdrun import __version__, plugins
+from kdrun import __version__, plugins, registry
 from kdrun.cli import resuming
 from kdrun.cli.compose import CONFIG, composing, config_dir, config_folder, load_plugins, plain, the_hydra
-from kdrun.cli.explain import explained, readable, unknown_flag
+from kdrun.cli.explain import explained, readable, unknown_flag, verbs
 from kdrun.cli.plan import Place, Request, check_request, check_words, find_place
-from kdrun.config import schema
-from kdrun.config.keys import Config
 from kdrun.errors import KdrunError, NoRoom
-from kdrun.runs import recording, sweeps
+from kdrun.runs import sweeps
 from kdrun.runtime import devices, signals
+from kdrun.runtime.workers import Pool
+from kdrun.stages import compare, work
 from kdrun.storage import files
 
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run kdrun with command-line arguments (sys.argv's by default); returns the exit code (see errors.py)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # without Hydra, which composes a config for the one, and says its own version
-    if answer := _help() if {"--help", "-h"} & set(arguments) else _version(arguments):
+    if answer := _help() if not arguments or {"--help", "-h"} & set(arguments) else _version(arguments):
         print(answer)
         return 0
     try:
@@ -82,10 +82,10 @@ def _run(arguments: list[str]) -> int:
     parser = get_args_parser()
     # argparse would print its usage and end the process
     parser.error = _refuse  # type: ignore[method-assign]  # Hydra makes it, so that it is of no class of ours
-    options = parser.parse_args(arguments)
-    options.overrides = [readable(word, options.multirun) for word in options.overrides]
-    flags, searched = config_folder(options)
-    with composing():
+    options = parser.parse_intermixed_args(arguments)  # overrides before, between and after flags
+    options.overrides = [readable(word, options.multirun) for word in verbs(options.overrides)]
+    flags, searched, folder = config_folder(options)
+    with composing(folder):
         if options.hydra_help or options.cfg or options.info or options.shell_completion:
             if not options.shell_completion:
                 load_plugins(options.overrides)
@@ -140,7 +140,7 @@ def _run_one(request: Request, place: Place) -> int:
 
         tensorflow.log_to_terminal()
         try:
-            _do(request.values, Path(place.folder).absolute(), request.options.overrides)
+            work.do(request.values, Path(place.folder).absolute(), request.options.overrides)
         except Exception as error:  # noqa: BLE001 - Hydra would put a line of its own before ours
             failures.append(error)
 
@@ -167,19 +167,23 @@ def _run_one(request: Request, place: Place) -> int:
 
 
 def _run_sweep(request: Request, place: Place, sweep: sweeps.Sweep) -> int:
-    """Have Hydra's sweeper call all jobs, and show what came of them."""
+    """Have Hydra's sweeper name all jobs, have them done, and show what came of them."""
+    from kdrun.reports import jobs
     from kdrun.runtime import tensorflow
 
     tensorflow.log_to_terminal()
     overrides = [*request.options.overrides, *request.searched, *place.overrides]
     all_done = False
     try:
-        the_hydra().multirun(
-            config_name=request.options.config_name or CONFIG,
-            task_function=_job_of(sweep),
-            overrides=overrides,
-            with_log_configuration=True,
-        )
+        with _workers(sweep) as pool:
+            the_hydra().multirun(
+                config_name=request.options.config_name or CONFIG,
+                task_function=_job_of(sweep, pool),
+                overrides=overrides,
+                with_log_configuration=True,
+            )
+            if pool:
+                pool.wait()
     except Exception as error:
         if problem := files.no_room(error, Path(place.folder)):  # what Hydra writes
             raise problem from error
@@ -187,12 +191,27 @@ def _run_sweep(request: Request, place: Place, sweep: sweeps.Sweep) -> int:
         if not isinstance(error, ValueError) or sweeps.done(sweep)["completed"]:
             raise
     finally:
-        all_done = _shown(sweep)
+        all_done = jobs.show(sweeps.records(sweep), sweeps.of_command(sweep), sweep.total)
+    if "seed" in sweep.keys and registry.get("stage", request.values["stage"]).takes_seeds:
+        compare.sweep(request.values, place.folder)
     return 0 if all_done else 1
 
 
-def _job_of(sweep: sweeps.Sweep) -> Callable[[DictConfig], float]:
-    """The function that Hydra calls for every job, perhaps in another process; what it needs to know comes along."""
+@contextmanager
+def _workers(sweep: sweeps.Sweep) -> Iterator[Pool | None]:
+    """The workers of a sweep; None where its jobs are done here, or by another launcher."""
+    if sweep.workers == 1:
+        yield None
+        return
+    with signals.on_signals(), Pool(sweep.workers, work.MODULE) as pool:
+        yield pool
+
+
+def _job_of(sweep: sweeps.Sweep, pool: Pool | None) -> Callable[[DictConfig], float]:
+    """The function that Hydra calls for every job, perhaps in another process; what it needs to know comes along.
+
+    With a pool it has a worker do the job, and returns at once.
+    """
 
     def job(composed: DictConfig) -> float:
         from kdrun.runtime import tensorflow
@@ -202,54 +221,23 @@ def _job_of(sweep: sweeps.Sweep) -> Callable[[DictConfig], float]:
         if hydra.runtime.choices["hydra/launcher"] != "basic":
             devices.pin(hydra.job.num)  # this process is one of several
         plugins.load(given["plugins"])
-        words = list(hydra.overrides.task)
-        run_dir = sweeps.job_dir(sweep, *_checked(given), words)
-
-        def work() -> dict:
-            from kdrun import stages
-
-            values = schema.load({**given, "resume": "auto"})  # this combination of values is seen for the first time
-            stages.check(values, words)
-            return _do(values, run_dir, words)
-
-        return _objective(sweeps.run(sweep, hydra.job.num + 1, run_dir, given, work))
+        number, words = hydra.job.num + 1, list(hydra.overrides.task)
+        if pool is None:
+            return _objective(work.sweep_job(sweep, number, given, words))
+        name = work.directory_of(sweep, given, words).name
+        threads = work.threads_beside(given)
+        given = {**given, "workers": 1}
+        pool.submit(work.as_task("sweep_job", name, threads, given, sweep=sweep, number=number, words=words))
+        pool.attend(0)
+        return float("nan")
 
     return job
-
-
-def _do(values: Config, run_dir: Path, words: Sequence[str]) -> dict:
-    """One job, whose config is checked, in the directory that is made for it."""
-    from kdrun import stages
-
-    if stages.needs_tensorflow(values):
-        from kdrun.runtime import tensorflow
-
-        tensorflow.load_tensorflow(resuming.threads(run_dir, values))
-    with recording.commanded([word for word in words if not word.startswith("hydra")]):
-        return stages.run(values, run_dir)
-
-
-def _checked(given: dict) -> tuple[Mapping, dict | None]:
-    """A job's values as they are checked, and what its result depends on; as they are given, and None, where it will
-    fail."""
-    values: Mapping = given
-    with suppress(KdrunError):
-        values = schema.load(given)
-        return values, resuming.identity_of(values)
-    return values, None
 
 
 def _objective(results: dict | None) -> float:
     """What a search minimises: the validation cross-entropy of the best weights; not a number for a job that failed."""
     best = ((results or {}).get("validation") or {}).get("best") or {}
     return best.get("cross_entropy", float("nan"))
-
-
-def _shown(sweep: sweeps.Sweep) -> bool:
-    """Show what a sweep has come to; says whether all of it is done."""
-    from kdrun.reports import jobs
-
-    return jobs.show(sweeps.records(sweep), sweep.total)
 
 
 def _remove_unbegun(run_dir: Path) -> None:

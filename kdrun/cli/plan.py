@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun import plugins, registry
 from kdrun.cli import hydra_keys, resuming
-from kdrun.cli.compose import CONFIG, compose, config_dir, dictionaries, plain
+from kdrun.cli.compose import CONFIG, compose, config_dir, dictionaries, parsed, plain
 from kdrun.cli.explain import choices as choices_of
 from kdrun.cli.explain import unreadable
 from kdrun.cli.hydra_keys import EXTRAS
@@ -24,6 +24,7 @@ from kdrun.config.mistakes import UnknownKey
 from kdrun.errors import InputError
 from kdrun.runs import directory, sweeps
 from kdrun.runtime import devices
+from kdrun.runtime.workers import places
 
 # what a search goes over if the command line does not say
 SEARCHED = [
@@ -60,6 +61,8 @@ def check_request(options: argparse.Namespace, flags: Sequence[str], searched: S
     overrides of the user's own folder. Raises InputError, resuming.Completed, or what Hydra raises."""
     from kdrun import stages
 
+    _take_sweep_of_files(options, searched)
+    _leave_study_to_pipelines(options, searched)
     overrides, growing = options.overrides, False
     identities: dict[str | None, list[dict | None]] = {}
     for key, job in _jobs(overrides) if options.multirun else [(None, overrides)]:
@@ -68,14 +71,50 @@ def check_request(options: argparse.Namespace, flags: Sequence[str], searched: S
         if values["resume"] not in (None, "auto"):
             if options.multirun:
                 raise InputError("resume: a sweep's jobs go on with resume=auto, each with its own run.")
-            keys = [word.get_key_element().lstrip("+") for word in OverridesParser.create().parse_overrides(job)]
+            keys = [word.get_key_element().lstrip("+") for word in parsed(job)]
             values, growing = resuming.load_saved(values["resume"], values, keys)
         stages.check(values, [*flags, *job])
         if options.multirun:
-            identities.setdefault(key, []).append(resuming.identity_of(values))
+            identities.setdefault(key, []).append(stages.identity(values))
     if options.multirun:
         _say_what_changes_nothing(identities, values["stage"])
     return Request(options, searched, composed, values, growing)
+
+
+def _leave_study_to_pipelines(options: argparse.Namespace, searched: Sequence[str]) -> None:
+    """Leave out a preset's seeds, teachers and controls, which are for its pipeline, where the command line has another
+    stage or sweeps over seed, and does not name them."""
+    given = {override.get_key_element().lstrip("+"): override for override in parsed(options.overrides)}
+    if "experiment" not in given or "resume" in given:
+        return
+    if "stage" not in given and not ("seed" in given and given["seed"].is_sweep_override()):
+        return
+    fixed = [hydra_keys.word_of(override) for override in given.values() if not override.is_sweep_override()]
+    composed = compose([*fixed, *searched], options.config_name or CONFIG)
+    alone = {"seeds": "seeds=null", "teachers": "teachers=null", "controls": "controls=none"}
+    options.overrides = [
+        *options.overrides,
+        *(word for key, word in alone.items() if key not in given and composed.get(key)),
+    ]
+
+
+def _take_sweep_of_files(options: argparse.Namespace, searched: Sequence[str]) -> None:
+    """Have a sweep that a config file asks for (hydra.mode, hydra.sweeper.params) be as if the command line had it,
+    which goes first."""
+    given = parsed(options.overrides)
+    fixed = [hydra_keys.word_of(override) for override in given if not override.is_sweep_override()]
+    if not options.multirun and not any(word.startswith("experiment=") for word in fixed) and not searched:
+        return  # nobody's file but kdrun's own
+    composed = compose([*fixed, *searched], options.config_name or CONFIG)
+    if composed.hydra.mode == RunMode.MULTIRUN:
+        options.multirun = True
+    if not options.multirun or composed.hydra.runtime.choices["hydra/sweeper"] != "basic":
+        return
+    keys = {override.get_key_element().lstrip("+") for override in given}
+    params = composed.hydra.sweeper.get("params") or {}
+    words = [f"{key}={value}" for key, value in params.items() if str(key) not in keys]
+    check_words(words)
+    options.overrides = [*options.overrides, *words]
 
 
 def find_place(request: Request) -> Place:
@@ -117,20 +156,21 @@ def _check_word(word: str) -> None:
     if word.endswith("=null") and (config_dir() / group).is_dir():  # for which Hydra has a traceback
         raise InputError(f"{word}: a choice cannot be null. Allowed: {', '.join(choices_of(group))}. Or leave it out.")
     try:
-        parsed = OverridesParser.create().parse_override(word)
+        (override,) = parsed([word])
     except HydraException as error:
         raise unreadable(word) from error
-    hydra_keys.check(parsed)
-    given = parsed.value() if not parsed.is_sweep_override() and not parsed.is_delete() else None
+    hydra_keys.check(override)
+    given = override.value() if not override.is_sweep_override() and not override.is_delete() else None
     for name in given if isinstance(given, list) else [given]:
         if (config_dir() / group).is_dir() and isinstance(name, bool | int | float):
             raise InputError(f"{word}: there is no such {group}. Allowed: {', '.join(choices_of(group))}.")
-    key = str(parsed.key_or_group)
-    if key in _NAMES and not parsed.is_delete():
+    key = str(override.key_or_group)
+    if key in _NAMES and not override.is_delete():
         group = key.removesuffix(".name")
         choice = f"model@{group}" if group.endswith(".model") else group
         raise InputError(
-            f"{key} cannot be set by hand, got {parsed.value()!r}: it is its group's. Write {choice}={parsed.value()}."
+            f"{key} cannot be set by hand, got {override.value()!r}: it is its group's. "
+            f"Write {choice}={override.value()}."
         )
 
 
@@ -158,7 +198,7 @@ def _load(composed: DictConfig, job: Sequence[str]) -> Config:
         return schema.load(given)
     except UnknownKey as error:
         preset = composed.hydra.runtime.choices.get("experiment")
-        named = [word.get_key_element().lstrip("+~") for word in OverridesParser.create().parse_overrides(list(job))]
+        named = [word.get_key_element().lstrip("+~") for word in parsed(job)]
         if preset and not any(error.key == name or error.key.startswith(f"{name}.") for name in named):
             advice = f"experiment={preset} sets it: add ~{error.key}, or choose another preset."
             raise InputError(f"{error} {advice}") from error
@@ -192,6 +232,7 @@ def _sweep_place(composed: DictConfig, values: Config, overrides: list[str]) -> 
 
     Its jobs' own folders are ours to choose (see sweeps.job_dir), not Hydra's.
     """
+    from kdrun.stages import chain, work
     from kdrun.teachers import sources
 
     choices = [composed.hydra.runtime.choices[group] for group in ("hydra/launcher", "hydra/sweeper")]
@@ -199,6 +240,8 @@ def _sweep_place(composed: DictConfig, values: Config, overrides: list[str]) -> 
     folder = Path(values["outputs"]) / "sweeps" / values["sweep"] if values["sweep"] else given
     directory.check_below("hydra.sweep.dir", folder, values["outputs"])
     own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+    if choices[1] == "basic":
+        own.append("hydra.sweeper.params=null")  # they are among the overrides: see check_request
     own += [preset for choice in choices for preset in _presets(choice, overrides)]
     stage = registry.get("stage", values["stage"])
     role: Literal["teacher", "student"] = stage.role or "student"
@@ -207,21 +250,26 @@ def _sweep_place(composed: DictConfig, values: Config, overrides: list[str]) -> 
             f"A search minimises the validation cross-entropy, which means nothing where {role}.train_on_validation "
             f"is true. Add {role}.train_on_validation=false."
         )
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    asked = parsed(overrides)
     its_own = values["teacher"]["run"] == "auto" and sources.are_needed(values)
     if choices[1] == "optuna" and stage.takes_teachers and its_own:
         # the teacher of this config, once: what is searched is the student's, and no trial is to look for another one
         own += [f"teacher.run={quoted(str(teacher))}" for teacher in sources.resolve(values)]
-    if choices[1] == "optuna" and not any(override.is_sweep_override() for override in parsed):
+    if choices[1] == "optuna" and not any(override.is_sweep_override() for override in asked):
         own += SEARCHED
-        parsed += OverridesParser.create().parse_overrides(SEARCHED)
-    swept = [override for override in parsed if override.is_sweep_override()]
+        asked += parsed(SEARCHED)
+    swept = [override for override in asked if override.is_sweep_override()]
     total = composed.hydra.sweeper.get("n_trials")
     if choices[1] == "basic":
         total = math.prod(len(set(override.sweep_string_iterator())) for override in swept)
     keys = [override.get_key_element().lstrip("+") for override in swept]
     folder.mkdir(parents=True, exist_ok=True)  # a search keeps its trials in there
-    return Place(str(folder), sweep=sweeps.Sweep(str(folder), keys, total), overrides=own)
+    workers = 1
+    if choices == ["basic", "basic"]:  # else another launcher has processes of its own, or a search waits for each
+        threads = work.threads_beside(values)
+        workers = places(values["workers"], total, threads, chain.bytes_of(values))
+    sweep = sweeps.Sweep(str(folder), keys, total, sweeps.new_command(), workers)
+    return Place(str(folder), sweep=sweep, overrides=own)
 
 
 def _presets(choice: str, overrides: list[str]) -> list[str]:
@@ -249,11 +297,11 @@ def _jobs(overrides: list[str]) -> list[tuple[str | None, list[str]]]:
 
     The first job has each key's first value; of the others comes the key beside it whose value differs.
     """
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    fixed = [hydra_keys.word_of(o) for o in parsed if not o.is_sweep_override()]
+    given = parsed(overrides)
+    fixed = [hydra_keys.word_of(o) for o in given if not o.is_sweep_override()]
     sweeps = [
         [f"{hydra_keys.word_of(o).split('=')[0]}={value}" for value in o.sweep_string_iterator()]
-        for o in parsed
+        for o in given
         if o.is_discrete_sweep()
     ]
     first = [values[0] for values in sweeps]

@@ -2,11 +2,10 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kdrun import registry
+from kdrun import registry, stages
 from kdrun.config import schema
 from kdrun.config.keys import Config
 from kdrun.config.schema import for_role
@@ -32,9 +31,11 @@ FREE = (
     "compare.margin",
     "cache_dir",
     "reuse",
+    "workers",
 )
 # a run that began before one of these came has it as it is now
-_CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker"}
+_CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker", "workers"}
+_CAME_LATER |= {"seeds", "teachers", "controls", "arms"}
 # what is as one of these keys says, unless it is given itself
 _FOLLOWING = {"tensorboard.histograms": "tracker.tensorboard.histograms"}
 
@@ -43,26 +44,10 @@ class Completed(Exception):
     """The run to go on with has nothing left to do."""
 
 
-def identity_of(config: Mapping) -> dict | None:
-    """Everything that the configured stage's result depends on; None for a stage that is done in no time.
-
-    Raises InputError where what it depends on cannot be found.
-    """
-    stage = registry.get("stage", config["stage"])
-    return stage.identity(config) if stage.identity else None
-
-
 def find_interrupted(config: Mapping) -> Path | None:
     """For resume=auto: the newest interrupted run of the same config, below its outputs."""
-    identity = identity_of(config)
+    identity = stages.identity(config)
     return runs.interrupted(config["outputs"], identity) if identity else None
-
-
-def threads(run_dir: Path, config: Mapping) -> int | str:
-    """How many threads an operation is to have: as many as a run that goes on began with, else what the config says."""
-    with suppress(InputError):
-        return runs.read(run_dir).get("threads", config["threads"])
-    return config["threads"]
 
 
 def load_saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[Config, bool]:

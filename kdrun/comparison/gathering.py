@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,22 @@ def frame(*places: str | Path) -> pd.DataFrame:
     `_identified`), right (whether each test image is classified so, bool [n]), what was measured, and the config's keys
     as `config.<key>`. Raises InputError where there is no run at all.
     """
-    return pd.DataFrame([_row(run_dir) for run_dir in directory.found([str(place) for place in places])])
+    found = directory.found([str(place) for place in places])
+    everything = [path for run_dir in found for path in (run_dir, *_parts(run_dir))]
+    once = {path.resolve(): path for path in reversed(everything)}
+    return pd.DataFrame([_row(path) for path in reversed(once.values())])
+
+
+def _parts(run_dir: Path) -> Iterator[Path]:
+    """The runs that a run has trained, or found completed, as its parts."""
+    with suppress(InputError):
+        record = runs.read(run_dir)
+        results = record.get("results") or {}
+        named = [*(record.get("stages") or {}).values(), *(row.get("run") for row in results.get("runs", ()))]
+        for path in map(Path, filter(None, dict.fromkeys(named))):
+            # seen from another folder, it is below the same outputs
+            places = (path, *(outputs / Path(*path.parts[-2:]) for outputs in run_dir.parents[1:3]))
+            yield from [place for place in places if (place / "run.json").exists()][:1]
 
 
 def curves(run_dir: str | Path) -> pd.DataFrame:

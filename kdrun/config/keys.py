@@ -134,6 +134,11 @@ class Config(TypedDict):
     sweep: Annotated[str | None, rules.folder_name]
     cache_dir: Path
     reuse: bool
+    workers: Annotated[int | str, rules.auto_or(integer(1, 1024))]
+    seeds: Annotated[int | list[int] | None, rules.seeds]
+    arms: Annotated[list[str], rules.some_of("student", "distill")]
+    teachers: Annotated[int | str | None, rules.teachers]
+    controls: Keys
     plugins: Annotated[list[str], rules.files]
     measure_latency: bool
     data: Keys

@@ -32,7 +32,7 @@ class UnknownKey(InputError):
 
 def unknown_key(key: str, known: Mapping) -> UnknownKey:
     """The error for a key that is not there, with the nearest ones that are."""
-    near = _nearest(key, known) or [k for k in known if k.startswith(f"{key}.")][:3]
+    near = sorted((k for k in known if k.startswith(f"{key}.")), key=len)[:3] or _nearest(key, known)
     hint = f"Did you mean {', '.join(near)}?" if near else "See kdrun --cfg job for every key."
     if key == "objective.module":
         hint = "It goes with objective=own. Add that."

@@ -184,6 +184,34 @@ def one_of(*names: str) -> Rule:
     return check
 
 
+def some_of(*names: str) -> Rule:
+    """A list, not empty, of some names, each once."""
+
+    def check(key: str, given: Any) -> list[str]:
+        listed_ = isinstance(given, list) and given and all(name in names for name in given)
+        if not listed_ or len(set(given)) < len(given):
+            raise _refused(key, given, f"a list of some of {', '.join(names)}, each once", f"[{names[0]}]")
+        return given
+
+    return check
+
+
+def seeds(key: str, given: Any) -> int | list[int] | None:
+    """How many seeds, or a list of them, each once; null: the one of `seed`."""
+    if isinstance(given, list):
+        for one in integers(0)(key, given):
+            integer(0, 2**31 - 1)(key, one)
+        if len(set(given)) < len(given):
+            raise _refused(key, given, "a list of seeds, each once", "[0,1,2]")
+        return given
+    return integer(1, 1000, optional=True)(key, given)
+
+
+def teachers(key: str, given: Any) -> int | str | None:
+    """How many teachers; `seeds`: one for each of the students' seeds; null: one."""
+    return given if given == "seeds" else integer(1, 100, optional=True)(key, given)
+
+
 def nothing(key: str, given: Any) -> Any:
     """A mapping without keys."""
     if given:

@@ -22,7 +22,7 @@ def load(given: Mapping) -> Config:
 
     Raises UnknownKey for a key that there is not, InputError for one that is missing, and a value that cannot be.
     """
-    given = with_defaults(with_optimizers(given))
+    given = with_defaults(with_optimizers(with_arms(given)))
     known, values = keys(given), dict(flatten(given))
     for key in values:
         if key not in known:
@@ -54,6 +54,8 @@ def keys(given: Mapping) -> dict[str, Rule]:
             continue
         found |= _owned("model", of_role.get("model"), f"{role}.model")
         found |= _owned("optimizer", of_role.get("optimizer"), f"{role}.optimizer", Schedule)
+    if isinstance(given.get("controls"), Mapping):
+        found |= _controls(given)
     for kind, rules_of in (("objective", _objectives), ("tracker", _trackers)):
         if isinstance(given.get(kind), Mapping):
             found |= rules_of(given[kind])
@@ -133,6 +135,25 @@ def nested(leaves: Mapping[str, Any]) -> dict:
     return tree
 
 
+def with_arms(given: Mapping) -> Mapping:
+    """The config; of a stage that trains one student, over several seeds: of the stage that it is an arm of."""
+    stage = given.get("stage")
+    if not isinstance(stage, str) or not registry.has("stage", stage):
+        return given
+    whole = registry.get("stage", stage).arm_of
+    asked = given.get("seeds") is not None or given.get("teachers") is not None or given.get("controls")
+    return {**given, "stage": whole, "arms": [stage]} if whole and asked else given
+
+
+def overlaid(config: Mapping, control: Mapping) -> dict:
+    """The config with what a control changes; its objectives are instead of others, not beside them."""
+    found = dict(config)
+    for key, value in control.items():
+        is_group = isinstance(value, Mapping) and isinstance(found.get(key), Mapping) and key != "objective"
+        found[key] = overlaid(found[key], value) if is_group else value
+    return found
+
+
 def with_optimizers(given: Mapping) -> dict:
     """The config with each role's optimizer, which is the common one but for the keys that are its own."""
     common, found = given.get("optimizer"), dict(given)
@@ -197,6 +218,16 @@ def _objectives(given: Any) -> dict[str, Rule]:
             found |= _leaves(Weight, prefix) | own_keys(_entry("objective", name, "objective"), prefix)
             if "layers" in own:  # which conf/objective/own.yaml has, whether the user's function takes it or not
                 found.setdefault(f"{prefix}layers", rules.names)
+    return found
+
+
+def _controls(given: Mapping) -> dict[str, Rule]:
+    """The rules of what controls change: those of the keys that they change."""
+    found: dict[str, Rule] = {} if given["controls"] else {"controls": rules.nothing}
+    for name, control in given["controls"].items():
+        if isinstance(control, Mapping):
+            of_control = keys({**overlaid(given, control), "controls": {}})
+            found |= {f"controls.{name}.{key}": of_control[key] for key, _ in flatten(control) if key in of_control}
     return found
 
 

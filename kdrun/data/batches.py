@@ -31,6 +31,12 @@ def unchanged_view(jitter: int) -> int:
     return (2 * jitter + 1) ** 2 // 2
 
 
+def relative_seed(seed: int, number: int) -> int:
+    """The seed of a run's relative: of a peer, or a later generation; number 0 is the run itself. Far from the seeds
+    beside it, which other runs have."""
+    return (seed + number * 2**24) % 2**31
+
+
 def stream(seed: int, step: int, count: int, batch_size: int, size: int, views: int) -> tuple[np.ndarray, np.ndarray]:
     """The batches of `count` steps from `step` on.
 

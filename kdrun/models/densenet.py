@@ -22,7 +22,9 @@ def _maps(keys: Keys) -> list[str]:
     return [name for name in _features(keys) if name != "embedding"]
 
 
-@register("model", "densenet", features=_features, maps=_maps, smallest_image_size=_smallest_image_size)
+@register(
+    "model", "densenet", features=_features, maps=_maps, smallest_image_size=_smallest_image_size, one_thread_up_to=64
+)
 def densenet(inputs, num_classes: int, *, growth_rate: Count, blocks: Counts):
     """Logits [batch, num_classes] of images [batch, height, width, channels].
 

@@ -129,6 +129,12 @@ def are_shipped(objective: Mapping) -> bool:
     return all(entry.is_shipped for _, _, entry in _entries(objective))
 
 
+def are_to_be_tried(objective: Mapping) -> bool:
+    """Whether it shows only when they are called that they fit a pair of nets: objectives on features, and those of a
+    file of the user's own."""
+    return bool(layers(objective)) or not are_shipped(objective)
+
+
 def _entries(objective: Mapping) -> Iterator[tuple[str, Mapping, registry.Objective]]:
     for name, keys in chosen(objective).items():
         yield name, keys, registry.get("objective", name)

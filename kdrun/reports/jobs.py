@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -14,9 +14,23 @@ from kdrun.runs import record as runs
 log = logging.getLogger(__name__)
 
 
-def show(records: Mapping[Path, dict | str], total: int | None) -> bool:
-    """Log a sweep's jobs by run directory: records, or why they cannot be read. Says whether all are completed."""
-    table = Table(title="Jobs", title_justify="left")
+def show(records: Mapping[Path, dict | str], of_command: Collection[str], total: int | None) -> bool:
+    """Log a sweep's jobs by run directory: records, or why they cannot be read. Says whether all of the command's are
+    completed; others that its folder holds are listed apart."""
+    ours = {run_dir: record for run_dir, record in records.items() if run_dir.name in of_command}
+    others = {run_dir: record for run_dir, record in records.items() if run_dir.name not in of_command}
+    if others:
+        _show("Jobs of other commands in this folder", others)
+    failures = _show("Jobs", ours)
+    missing = 0 if total is None else max(0, total - len(ours))
+    if missing:
+        log.info("%d jobs were not begun. The same command again goes on with what is left", missing)
+    return not failures and not missing
+
+
+def _show(title: str, records: Mapping[Path, dict | str]) -> list[tuple[Path, str]]:
+    """Log a table of jobs, and why each failed that did; returns those."""
+    table = Table(title=title, title_justify="left")
     for number, heading in enumerate(("job", "status", "validation", "test", "seconds")):
         table.add_column(heading, justify="right" if number > 1 else "left", no_wrap=True)
     failures = []
@@ -39,7 +53,4 @@ def show(records: Mapping[Path, dict | str], total: int | None) -> bool:
     log.info("\n%s", text.getvalue().rstrip())
     for run_dir, reason in failures:
         log.info("%s: %s (%s)", run_dir.name, texts.one_line(reason), run_dir / "kdrun.log")
-    missing = 0 if total is None else max(0, total - len(records))
-    if missing:
-        log.info("%d jobs were not begun. The same command again goes on with what is left", missing)
-    return not failures and not missing
+    return failures

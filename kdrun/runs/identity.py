@@ -16,6 +16,7 @@ from kdrun.storage import files, manifest
 FORMAT = 5
 # keys of the config that only distilling depends on
 DISTILLING = ("temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective")
+_ARMS = ["student", "distill"]  # which a pipeline had before it had several seeds
 _DATA = Path(__file__).parent.parent / "data"
 
 
@@ -61,6 +62,8 @@ def of_chain(config: Mapping, dataset_sha256: str) -> dict:
         "stages": [*parts, of_distilled(config, dataset_sha256)],
         "teacher": [config["teacher"][key] for key in ("run", "logits")],
         **{key: config.get(key) for key in ("generations", "run", "clusters", "specialist")},
+        **{key: config[key] for key in ("seeds", "teachers", "controls") if config.get(key)},
+        **({"arms": config["arms"]} if config.get("arms", _ARMS) != _ARMS else {}),
     }
 
 

@@ -121,7 +121,7 @@ def _begun(run_dir: Path, config: Mapping, identity: Mapping | None, facts: Mapp
         for folder in (run_dir, *(run_dir / name for name in FOLDERS)):
             files.remove_leftovers(folder)
     environment = _environment()
-    environment["threads"] = before.get("threads") or tensorflow.threads(config.get("threads", "auto"))
+    environment["threads"] = before.get("threads") or tensorflow.threads_in_use() or 1
     for package, found in environment["packages"].items() if before else ():
         if found != before.get("packages", {}).get(package):
             log.warning("going on with another %s, %s: bits may differ from an uninterrupted run's", package, found)
@@ -261,13 +261,20 @@ _words: ContextVar[Sequence[str] | None] = ContextVar("the command line's overri
 
 
 @contextmanager
-def commanded(words: Sequence[str]) -> Iterator[None]:
+def commanded(words: Sequence[str] | None) -> Iterator[None]:
     """While inside, runs are recorded as of a command with these overrides."""
-    token = _words.set(words)
+    own = words and [word for word in words if not word.startswith("hydra")]
+    token = _words.set(own)
     try:
         yield
     finally:
         _words.reset(token)
+
+
+def words() -> list[str] | None:
+    """The overrides of the command that runs are recorded as of; None where it is not known."""
+    found = _words.get()
+    return None if found is None else list(found)
 
 
 def _command() -> str | None:

@@ -6,7 +6,9 @@ same command again skips what is completed and goes on with the rest. No TensorF
 
 import logging
 import re
+import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +21,7 @@ from kdrun.runs import record as runs
 from kdrun.runs import recording
 from kdrun.runs.identity import fingerprint
 from kdrun.runtime import signals
+from kdrun.runtime.live import readable
 from kdrun.storage import manifest
 
 log = logging.getLogger(__name__)
@@ -31,17 +34,22 @@ _NOT_THE_JOBS = (
     "reuse",
     "compare.margin",
     "plugins",
+    "workers",
 )
 _ASIDE = re.compile(r"\.damaged(-\d+)?$")  # see manifest.set_aside; a job's own name ends with a hash
+_NOTES = ".jobs"  # folder of a sweep, while it runs
 _LONGEST = 80  # characters of readable values in a folder's name
 
 
 class Sweep(NamedTuple):
-    """What a sweep's jobs have in common: its folder, the keys that differ, and, where known, how many there are."""
+    """What a sweep's jobs have in common: its folder, the keys that differ, and, where known, how many there are; the
+    command that they are of, and how many are at work beside each other."""
 
     folder: str
     keys: list[str]
     total: int | None
+    command: str = ""
+    workers: int = 1
 
 
 def job_dir(sweep: Sweep, values: Mapping, identity: Mapping | None, overrides: Sequence[str]) -> Path:
@@ -67,6 +75,7 @@ def run(sweep: Sweep, number: int, run_dir: Path, config: Mapping, work: Callabl
 
     `work` is to go on with a run that is in `run_dir`. A signal ends the whole sweep: SystemExit.
     """
+    _note(sweep, run_dir)
     found = done(sweep)
     said = f"job {number}{'' if sweep.total is None else f' of {sweep.total}'}: {run_dir.name}"
     log.info("%s  |  %d done, %d failed%s", said, found["completed"], found["failed"], _time_left(sweep, number))
@@ -101,6 +110,28 @@ def run(sweep: Sweep, number: int, run_dir: Path, config: Mapping, work: Callabl
 
 
 _seconds: list[float] = []  # that this process's jobs took
+
+
+def new_command() -> str:
+    """A name for the jobs of one command: the folder may hold those of others."""
+    return uuid.uuid4().hex
+
+
+def _note(sweep: Sweep, run_dir: Path) -> None:
+    """Note that a job is of the command, whatever process does it."""
+    noted = Path(sweep.folder) / _NOTES / sweep.command
+    noted.mkdir(parents=True, exist_ok=True)
+    (noted / run_dir.name).touch()
+
+
+def of_command(sweep: Sweep) -> set[str]:
+    """The names of the run directories of the jobs that the command has come to; the notes of them are taken away."""
+    noted = Path(sweep.folder) / _NOTES / sweep.command
+    found = {path.name for path in noted.glob("*")}
+    shutil.rmtree(noted, ignore_errors=True)
+    with suppress(OSError):  # another command is at work in this folder
+        noted.parent.rmdir()
+    return found
 
 
 def done(sweep: Sweep) -> Counter[str]:
@@ -148,11 +179,5 @@ def _damage(run_dir: Path) -> list[str] | None:
 def _time_left(sweep: Sweep, number: int) -> str:
     if sweep.total is None or not _seconds:
         return ""
-    return f", about {_readable((sweep.total - number + 1) * sum(_seconds) / len(_seconds))} left"
-
-
-def _readable(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    left = (sweep.total - number + 1) * sum(_seconds) / len(_seconds) / sweep.workers
+    return f", about {readable(left)} left"

@@ -34,21 +34,24 @@ def log_to_terminal() -> None:
         logger.addHandler(_Console())
 
 
-def threads(configured: int | str) -> int:
-    """How many threads an operation has: the configured number; for `auto` as many as TensorFlow takes."""
-    if configured != "auto":
-        return int(configured)
+def threads_of_its_own() -> int:
+    """How many threads TensorFlow gives an operation by itself: what the environment says, else as many as cores."""
     set_outside = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
     return int(set_outside) if set_outside.isdecimal() and int(set_outside) else len(os.sched_getaffinity(0))
 
 
-def load_tensorflow(configured_threads: int | str = "auto") -> None:
+def threads_in_use() -> int | None:
+    """How many threads an operation has in this process; None while TensorFlow is not loaded."""
+    return _loaded_with[0] if _loaded_with else None
+
+
+def load_tensorflow(wanted: int | None = None) -> None:
     """Import TensorFlow and look for devices; its warnings and errors are shown, its greetings are not.
 
-    How many threads an operation has is part of what makes bits, and stays as it is for the life of a process. Raises
-    KdrunError where it has another number already.
+    `wanted` is how many threads an operation has (None: as many as TensorFlow takes), which is part of what makes bits,
+    and stays as it is for the life of a process. Raises KdrunError where it has another number already.
     """
-    wanted = threads(configured_threads)
+    wanted = wanted or threads_of_its_own()
     if _loaded_with and _loaded_with != [wanted]:
         raise KdrunError(
             f"threads: {wanted} are wanted here, and TensorFlow has {_loaded_with[0]} in this process already. Run it "
@@ -59,7 +62,7 @@ def load_tensorflow(configured_threads: int | str = "auto") -> None:
         with quiet():
             import tensorflow as tf
 
-            if wanted != threads("auto"):
+            if wanted != threads_of_its_own():
                 _set_threads(tf, wanted)
             tf.config.list_physical_devices()
             tf.constant(0)  # the devices greet when they are first used

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdrun import registry
 from kdrun.config.schema import for_role, own
+from kdrun.errors import InputError
 from kdrun.runs import directory
 from kdrun.runtime import signals
 
@@ -32,9 +33,30 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
     `overrides` are the command line's, for the command that an error recommends.
     """
     entry = registry.get("stage", config["stage"])
+    if not entry.takes_seeds:
+        for key in ("seeds", "teachers", "controls"):
+            if config[key]:
+                taking = [name for name in registry.names("stage") if takes_seeds(registry.get("stage", name))]
+                raise InputError(
+                    f"{key} is not for stage={entry.name}. Leave it out, or give one of stage {', '.join(taking)}."
+                )
     with entry.explained():
         entry.check(config, overrides)
     directory.check_writable("outputs", Path(config["outputs"]) / config["stage"])
+
+
+def takes_seeds(entry: registry.Stage) -> bool:
+    """Whether a stage, or the one that it is an arm of, trains over several seeds."""
+    return entry.takes_seeds or entry.arm_of is not None
+
+
+def identity(config: Mapping) -> dict | None:
+    """Everything that the configured stage's result depends on; None for a stage that is done in no time.
+
+    Raises InputError where what it depends on cannot be found.
+    """
+    entry = registry.get("stage", config["stage"])
+    return entry.identity(config) if entry.identity else None
 
 
 def needs_tensorflow(config: Mapping) -> bool:

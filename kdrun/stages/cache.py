@@ -51,18 +51,23 @@ def fill_or_clear(config: Mapping, run_dir: Path, *, cache: Keys) -> dict:
 
 
 def _fill(config: Mapping) -> dict:
+    found, shapes = sources.resolve(config), {}
+    config = {**config, "teacher": {**config["teacher"], "cache": "on"}}  # this stage has nothing else to go on with
+    for source in found:
+        logits = ask(config, source)
+        assert logits is not None  # with teacher.cache=on it raises instead
+        shapes = {split: list(array.shape) for split, array in logits.items()}
+    return {"teachers": [str(source) for source in found], "shapes": shapes}
+
+
+def ask(config: Mapping, source: Path) -> Mapping | None:
+    """A teacher's cached logits by split, asked for now where they are not there; None where they are not to be
+    cached. `config` is as the student sees the data."""
     from kdrun.runtime import precision
     from kdrun.teachers import outputs
 
     precision.prepare_machine()
-    found = sources.resolve(config)
-    config = {**config, "teacher": {**config["teacher"], "cache": "on"}}  # this stage has nothing else to go on with
-    dataset, shapes = datasets.load(config["data"], config["seed"]), {}
-    for source in found:
-        logits = outputs.cached(config, source, dataset)
-        assert logits is not None  # with teacher.cache=on it raises instead
-        shapes = {split: list(array.shape) for split, array in logits.items()}
-    return {"teachers": [str(source) for source in found], "shapes": shapes}
+    return outputs.cached(config, source, datasets.load(config["data"], config["seed"]))
 
 
 def _clear(config: Mapping, deletes: bool) -> dict:

@@ -1,44 +1,175 @@
-"""Stages run one after the other as parts of a run: each begun, gone on with, or reused."""
+"""Parts of a run: other stages, each begun, gone on with, or reused; beside each other where there are workers."""
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from kdrun import stages
 from kdrun.config.schema import shared
 from kdrun.errors import InputError
-from kdrun.runs import directory
+from kdrun.runs import directory, recording
 from kdrun.runs import record as runs
 from kdrun.runs.identity import fingerprint
-from kdrun.runs.recording import update
+from kdrun.runtime import signals, tensorflow, workers
+from kdrun.runtime.workers import Pool, Task
+from kdrun.stages import work
 
 log = logging.getLogger(__name__)
 
+# what a part has no use for: it is one job, of one seed
+_ONE_JOB: dict[str, Any] = {"workers": 1, "seeds": None, "teachers": None, "controls": {}}
 
-def run_or_reuse(config: Mapping, run_dir: Path, record: dict, name: str, identity: Mapping, **own: Any) -> Path:
-    """The run directory of a completed training stage with this identity, run now if need be.
 
-    `config` is that of the chain, and `own` the stage's own keys.
+class _Begun(NamedTuple):
+    """A part that a worker has: its task, and the lock that keeps others from doing the same."""
 
-    `record` is of the run that it is a part of, in `run_dir`; under `name` it remembers the part's directory, so that
-    it goes on where it was. With `reuse` in the config, a completed run from elsewhere is taken.
-    """
-    config = {**shared(config), **own, "stage": identity["stage"]}
-    begun = record.setdefault("stages", {})
-    found = _good(begun.get(name), identity) or reusable(config, identity)
-    if found and (reused := runs.read(found))["status"] == "completed":
-        log.info("%s: reusing the completed run %s%s", name, found, runs.other_code(reused))
-        return found
-    begun[name] = str(found or directory.create(config["outputs"], config["stage"]))
-    update(run_dir, record)
-    stages.run(config, Path(begun[name]))
-    return Path(begun[name])
+    task: Task
+    lock: FileLock | None
+
+
+class Parts:
+    """The parts of the run in `run_dir`, whose record remembers under `stages` where each is, so that it goes on where
+    it was. With `reuse` in the config, a completed run from elsewhere is taken."""
+
+    def __init__(self, run_dir: Path, record: dict, pool: Pool | None):
+        self._run_dir, self._record, self._pool = run_dir, record, pool
+        self._begun: dict[Path, _Begun] = {}
+
+    def start(self, name: str, config: Mapping, identity: Mapping, **own: Any) -> Path:
+        """Have a stage with this identity done: by a worker, or else here and now. Returns its run directory.
+
+        `config` is that of the chain, and `own` the stage's own keys.
+        """
+        config = {**shared(config), **own, **_ONE_JOB, "stage": identity["stage"]}
+        begun = self._record.setdefault("stages", {})
+        lock = self._locked(config, identity)
+        try:
+            found = _good(begun.get(name), identity) or reusable(config, identity)
+            if found and (reused := runs.read(found))["status"] == "completed":
+                log.info("%s: reusing the completed run %s%s", name, found, runs.other_code(reused))
+                begun[name] = str(found)
+                _release(lock)
+                return found
+            run_dir = found or directory.create(config["outputs"], config["stage"])
+            begun[name] = str(run_dir)
+            recording.update(self._run_dir, self._record)
+            threads = work.threads_beside(config, run_dir)
+            if self._pool is None:
+                tensorflow.load_tensorflow(threads)
+                stages.run(config, run_dir)
+                _release(lock)
+                return run_dir
+        except BaseException:
+            _release(lock)
+            raise
+        words = recording.words()
+        task = work.as_task("stage", name, threads, config, run_dir=str(run_dir), words=words)
+        self._begun[run_dir] = _Begun(self._pool.submit(task), lock)
+        return run_dir
+
+    def ask(self, config: Mapping, source: Path) -> None:
+        """Have a teacher's outputs cached before its students are trained, where they are to be cached."""
+        if self._pool is None:
+            from kdrun.stages.cache import ask
+
+            tensorflow.load_tensorflow(work.threads_beside(config))
+            ask(config, source)
+            return
+        asks = work.as_task("cached", "teacher's outputs", work.threads_beside(config), config, source=str(source))
+        task = self._pool.submit(asks, first=True)
+        self._pool.wait([task])
+        if task.error:
+            raise task.error
+
+    def wait(self, *run_dirs: Path) -> None:
+        """Wait for these parts, or for all. Raises the first error of those that failed, when all have ended."""
+        waited_for = [begun.task for run_dir, begun in self._begun.items() if not run_dirs or run_dir in run_dirs]
+        while not all(task.has_ended for task in waited_for):
+            self._attend()
+        self._settle()
+        for task in waited_for:
+            if task.error:
+                raise task.error
+
+    def have_ended(self, *run_dirs: Path) -> bool:
+        """Whether none of these is with a worker, or waits for one."""
+        return all(begun.task.has_ended for run_dir, begun in self._begun.items() if run_dir in run_dirs)
+
+    def release(self) -> None:
+        """Let others begin what is not done here."""
+        for begun in self._begun.values():
+            _release(begun.lock)
+
+    def _attend(self) -> None:
+        if self._pool is None:
+            signals.check()
+            time.sleep(0.2)
+        else:
+            self._pool.attend()
+            self._settle()
+
+    def _settle(self) -> None:
+        for begun in self._begun.values():
+            if begun.task.has_ended:
+                _release(begun.lock)
+
+    def _locked(self, config: Mapping, identity: Mapping) -> FileLock | None:
+        """A lock on what another process may be training just now: it is trained once, and then reused."""
+        if not config["reuse"]:
+            return None
+        folder = Path(config["outputs"]) / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock, said = FileLock(folder / f"{fingerprint(identity)[:32]}.lock"), False
+        while True:
+            try:
+                lock.acquire(timeout=0)
+                return lock
+            except Timeout:
+                if not said:
+                    log.info("another kdrun is training this %s already; waiting for it", identity["stage"])
+                said = True
+                self._attend()
+
+
+@contextmanager
+def parts_of(config: Mapping, run_dir: Path, record: dict, jobs: int) -> Iterator[Parts]:
+    """The parts of a run, of which at most `jobs` could be done beside each other; leaving it ends all workers."""
+    threads = work.threads_beside(config, run_dir)
+    size = workers.places(config["workers"], jobs, threads, bytes_of(config))
+    if size == 1:
+        yield Parts(run_dir, record, None)
+        return
+    with Pool(size, work.MODULE) as pool:
+        parts = Parts(run_dir, record, pool)
+        try:
+            yield parts
+        finally:
+            parts.release()
+
+
+def bytes_of(config: Mapping) -> int:
+    """About how much memory a process takes that trains a network of the config: TensorFlow, and the activations of a
+    deep one, a thousand numbers a pixel of a batch."""
+    pixels = (
+        max(config[part]["batch_size"] for part in ("teacher", "student", "distill"))
+        * config["data"]["image_size"] ** 2
+    )
+    return 2**30 + 4 * 1000 * pixels
 
 
 def reusable(config: Mapping, identity: Mapping) -> Path | None:
     """A completed run with this identity, if such may be taken."""
     return runs.find(config["outputs"], identity) if config["reuse"] else None
+
+
+def _release(lock: FileLock | None) -> None:
+    if lock is not None and lock.is_locked:
+        lock.release()
 
 
 def _good(begun: str | None, identity: Mapping) -> Path | None:

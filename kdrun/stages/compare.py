@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdrun import stages
 from kdrun.config import rules
+from kdrun.config.schema import shared
 from kdrun.registry import register
 from kdrun.runs import directory
 from kdrun.runs.recording import recording
@@ -21,6 +23,12 @@ def compare(config: Mapping, run_dir: Path, *, runs: rules.Paths) -> dict:
         places = [runs] if isinstance(runs, str) else runs
         record["results"] = compared(config, places, run_dir)
         return record["results"]
+
+
+def sweep(config: Mapping, folder: str) -> None:
+    """Compare the runs of a sweep of a stage that compares its own, over all its jobs, as a run beside them."""
+    of_all = {**shared(config), "stage": "compare", "runs": folder, "seeds": None, "teachers": None, "controls": {}}
+    stages.run(of_all, directory.create(config["outputs"], "compare"))
 
 
 def compared(config: Mapping, places, run_dir: Path, table: bool = True) -> dict:

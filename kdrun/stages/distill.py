@@ -42,6 +42,7 @@ def of(config: Mapping) -> dict:
     trains="distill",
     leaves_network=True,
     takes_teachers=True,
+    arm_of="pipeline",
 )
 def distill(config: Mapping, run_dir: Path) -> dict:
     """Train the student on the labels and on what the teacher says, or on the labels under other objectives."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from kdrun.config.rules import integer
 from kdrun.config.schema import for_role
-from kdrun.data import datasets
+from kdrun.data import batches, datasets
 from kdrun.errors import InputError
 from kdrun.evaluation import metrics
 from kdrun.objectives import selection
@@ -15,7 +15,9 @@ from kdrun.registry import register
 from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
-from kdrun.stages import chain, checks
+from kdrun.runtime import tensorflow
+from kdrun.stages import chain, checks, seeds, work
+from kdrun.stages.compare import compared
 from kdrun.teachers import sources
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where a generation cannot be trained, or another teacher was asked for than the one before."""
     dataset = checks.training(config, ("student", "student"), ("distill", "student"))
     _check_teacher(config)
+    seeds.check(config)
     selection.check(config["objective"], dataset.num_classes)
     checks.teachers(for_role(config, "student"), dataset, None, config["student"]["model"])
     checks.cache_folder(config)
@@ -35,33 +38,52 @@ def of(config: Mapping) -> dict:
     return identity.of_chain(config, datasets.fingerprint(config["data"]))
 
 
-@register("stage", "generations", check=check, identity=of)
+@register("stage", "generations", check=check, identity=of, needs_tensorflow=False, has_parts=True, takes_seeds=True)
 def generations(config: Mapping, run_dir: Path, *, generations: Annotated[int, integer(1, 100)]) -> dict:
-    """Train the student alone, then `generations` times anew with the one before as teacher; each with the next seed.
+    """Train the student alone, then `generations` times anew with the one before as teacher; each with a seed of its
+    own.
 
-    Says how each does on the test set, and the ensemble of all: the mean of their probabilities.
+    Says how each does on the test set, and the ensemble of all: the mean of their probabilities. Over several seeds, a
+    generation of all seeds is trained before the next one, and the first is compared with those that came later.
     """
     from kdrun.reports import tables
-    from kdrun.teachers.supervisors import rehearse
 
     dataset_sha256 = datasets.fingerprint(config["data"])
     with recording(run_dir, config, of(config), dataset_sha256=dataset_sha256) as record:
+        _rehearse(config)
+        of_seeds: dict[int, list[Path]] = {seed: [] for seed in seeds.of(config)}
+        with chain.parts_of(config, run_dir, record, len(of_seeds)) as parts:
+            for number in range(generations + 1):
+                for place, (seed, found) in enumerate(of_seeds.items()):
+                    part = {**config, "seed": batches.relative_seed(seed, number)}
+                    depends = identity.of_student(part, dataset_sha256)
+                    if found:
+                        part["teacher"] = {**config["teacher"], "run": str(found[-1])}
+                        depends = identity.of_distilled(part, dataset_sha256, [sources.weights_of(found[-1])])
+                    name = f"generation {number}" + (f", seed {seed}" if place else "")
+                    found.append(parts.start(name, part, depends))
+                parts.wait()
+        rows, ensembles = [], []
+        for place, (seed, found) in enumerate(of_seeds.items()):
+            suffix = f", seed {seed}" if place else ""
+            rows += [{"name": f"generation {number}{suffix}", **_tested(path)} for number, path in enumerate(found)]
+            ensembles += [{"name": f"ensemble of {len(found)}{suffix}", "test": _ensemble(found), "run": ""}]
+        tables.networks([*rows, *ensembles])
+        record["results"] = {"generations": rows, "ensemble": ensembles[0]}
+        if len(ensembles) > 1:
+            every = [str(path) for found in of_seeds.values() for path in found]
+            record["results"] |= {"ensembles": ensembles, **compared(config, every, run_dir)}
+        return record["results"]
+
+
+def _rehearse(config: Mapping) -> None:
+    """Have objectives on features tried before the first generation is trained."""
+    if selection.are_to_be_tried(config["objective"]):
+        tensorflow.load_tensorflow(work.threads_beside(config))
+        from kdrun.teachers.supervisors import rehearse
+
         students = for_role(config, "student")
         rehearse(students, datasets.load(students["data"], config["seed"]), config["student"]["model"])
-        found: list[Path] = []
-        for number in range(generations + 1):
-            part = {**config, "seed": config["seed"] + number}
-            if found:
-                part["teacher"] = {**config["teacher"], "run": str(found[-1])}
-                depends = identity.of_distilled(part, dataset_sha256, [sources.weights_of(found[-1])])
-            else:
-                depends = identity.of_student(part, dataset_sha256)
-            found.append(chain.run_or_reuse(part, run_dir, record, f"generation {number}", depends))
-        rows = [{"name": f"generation {number}", **_tested(path)} for number, path in enumerate(found)]
-        ensemble = {"name": f"ensemble of {len(found)}", "test": _ensemble(found), "run": ""}
-        tables.networks([*rows, ensemble])
-        record["results"] = {"generations": rows, "ensemble": ensemble}
-        return record["results"]
 
 
 def _tested(run_dir: Path) -> dict:
@@ -85,6 +107,8 @@ def _check_teacher(config: Mapping) -> None:
             "stage=generations: each generation is taught by the one before. Leave out teacher.run, teacher.logits and "
             "student.classifier."
         )
+    if config["teachers"] is not None or config["controls"]:
+        raise InputError("stage=generations takes seeds, and neither teachers nor controls. Leave them out.")
     if config["data"]["train_fraction"] < 1:
         raise InputError(
             "stage=generations: each generation has a seed of its own, by which data.train_fraction would draw other "

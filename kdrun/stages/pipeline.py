@@ -1,4 +1,4 @@
-"""Teacher, student alone, distilled student, and how they compare."""
+"""Teacher, students alone, distilled students and controls, over one seed or several, and how they compare."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,36 @@ from kdrun.registry import register
 from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
-from kdrun.stages import chain, checks
+from kdrun.runtime import tensorflow
+from kdrun.stages import chain, checks, seeds, work
 from kdrun.stages.compare import compared
+from kdrun.stages.seeds import Student
 from kdrun.teachers import cache, overlap, sources
 
 log = logging.getLogger(__name__)
 
+_FEW = 3  # teacher, student, distilled student: a table of single runs
+
 
 def check(config: Mapping, overrides: Sequence[str]) -> None:
-    """Raises InputError where one of the three cannot be trained."""
-    dataset = checks.training(config, ("teacher", "teacher"), ("student", "student"), ("distill", "student"))
-    selection.check(config["objective"], dataset.num_classes)
-    students, teacher = for_role(config, "student"), config["teacher"]
+    """Raises InputError where one of the networks cannot be trained."""
+    arms, teacher = config["arms"], config["teacher"]
+    students = seeds.distilled(config, arms)
+    of_teacher = [("teacher", "teacher")] if students else []
+    dataset = checks.training(config, *of_teacher, *((arm, "student") for arm in arms))
+    seeds.check(config)
+    for student in students:
+        selection.check(student.config["objective"], dataset.num_classes)
+    if not students:
+        return
     found: list[Path] | None = None  # a teacher that is trained first
-    if teacher["run"] != "auto":
-        found = sources.resolve(config, overrides) if sources.are_needed(config) else []
-    if teacher["logits"] or (found is not None and len(found) > 1):
+    if teacher["run"] != "auto" or teacher["logits"]:
+        found = sources.resolve(config, overrides) if any(sources.are_needed(each.config) for each in students) else []
+    if "student" in arms and (teacher["logits"] or (found is not None and len(found) > 1)):
         raise InputError("stage=pipeline takes one teacher's run. For others, run stage=distill.")
-    checks.teachers(students, dataset, found, teacher["model"])
+    checks.teachers(for_role(config, "student"), dataset, found, teacher["model"])
     if found is None and not config["distill"]["peers"]:
-        overlap.check(students, overlap.configured(config), "The configured teacher")
+        overlap.check(for_role(config, "student"), overlap.configured(config), "The configured teacher")
     checks.cache_folder(config)
 
 
@@ -41,54 +51,122 @@ def of(config: Mapping) -> dict:
     return identity.of_chain(config, datasets.fingerprint(config["data"]))
 
 
-@register("stage", "pipeline", check=check, identity=of)
+@register("stage", "pipeline", check=check, identity=of, needs_tensorflow=False, has_parts=True, takes_seeds=True)
 def pipeline(config: Mapping, run_dir: Path) -> dict:
-    """Run, or find completed, the three training stages, then compare them on the test set."""
+    """Train, or find completed, the teacher, the students of all seeds alone and distilled, and their controls; then
+    compare them on the test set."""
     from kdrun.reports import tables
-    from kdrun.runtime import precision
-    from kdrun.teachers import outputs
-    from kdrun.teachers.supervisors import rehearse
 
-    dataset_sha256 = datasets.fingerprint(config["data"])
-    with recording(run_dir, config, of(config), dataset_sha256=dataset_sha256) as record:
-        students = for_role(config, "student")
-        if config["teacher"]["run"] == "auto":
-            rehearse(students, datasets.load(students["data"], config["seed"]), config["teacher"]["model"])
-            its_own = identity.of_teacher(config, dataset_sha256)
-            teacher_dir = chain.run_or_reuse(config, run_dir, record, "teacher", its_own)
-        else:
-            teacher_dir = Path(config["teacher"]["run"])
-        config = {**config, "teacher": {**config["teacher"], "run": str(teacher_dir)}}
-        students = for_role(config, "student")
-        teachers = sources.resolve(config) if sources.are_needed(config) else []
-        distilled = identity.of_distilled(config, dataset_sha256, [sources.weights_of(each) for each in teachers])
-        if teachers and cache.wanted(students) and chain.reusable(config, distilled) is None:
-            precision.prepare_machine()
-            # now, so that the teacher is out of memory before a student is in it
-            outputs.cached(students, teacher_dir, datasets.load(students["data"], config["seed"]))
-        found = {"teacher": teacher_dir}
-        for depends in (identity.of_student(config, dataset_sha256), distilled):
-            name = depends["stage"]
-            found[name] = chain.run_or_reuse(config, run_dir, record, name, depends)
-        rows = [_row(stage, path, found["teacher"]) for stage, path in found.items()]
-        tables.comparison(rows)
-        record["results"] = {"runs": rows, **compared(config, list(found.values()), run_dir, table=False)}
+    with recording(run_dir, config, of(config), dataset_sha256=datasets.fingerprint(config["data"])) as record:
+        arms = config["arms"]
+        students = seeds.distilled(config, arms)
+        jobs = len(students) + len(seeds.of(config)) * ("student" in arms) + len(seeds.of_teachers(config)) - 1
+        with chain.parts_of(config, run_dir, record, jobs) as parts:
+            teachers = _teachers(config, students, parts) if students else []
+            networks = _students(config, students, teachers, parts)
+            parts.wait()
+        runs_of_teachers = [path for path in teachers if path.is_dir()]
+        rows = [_row("teacher", path, teachers) for path in runs_of_teachers]
+        rows += [_row(runs.read(path)["stage"], path, teachers) for path in networks]
+        places = [row["run"] for row in rows]
+        if len(rows) == _FEW:
+            tables.comparison(rows)
+        record["results"] = {"runs": rows, **compared(config, places, run_dir, table=len(rows) != _FEW)}
         return record["results"]
 
 
-def _row(stage: str, run_dir: Path, teacher_dir: Path) -> dict:
+def _teachers(config: Mapping, students: Sequence[Student], parts: chain.Parts) -> list[Path]:
+    """The runs of those who teach, or a file of logits. Where teachers are to be trained, they are started."""
+    if config["teacher"]["run"] != "auto" or config["teacher"]["logits"]:
+        is_needed = any(sources.are_needed(student.config) for student in students)
+        return sources.resolve(config) if is_needed else [Path(config["teacher"]["run"])]
+    if any(selection.are_to_be_tried(student.config["objective"]) for student in students):
+        tensorflow.load_tensorflow(work.threads_beside(config))
+        from kdrun.teachers.supervisors import rehearse
+
+        of_student = for_role(config, "student")
+        rehearse(of_student, datasets.load(of_student["data"], config["seed"]), config["teacher"]["model"])
+    found = []
+    for number, seed in enumerate(seeds.of_teachers(config)):
+        teacher = {**config, "teacher": {**config["teacher"], "seed": seed}}
+        depends = identity.of_teacher(teacher, datasets.fingerprint(config["data"]))
+        found.append(parts.start(f"teacher, seed {seed}" if number else "teacher", teacher, depends))
+    return found
+
+
+def _students(
+    config: Mapping,
+    distilled: Sequence[Student],
+    teachers: Sequence[Path],
+    parts: chain.Parts,
+) -> list[Path]:
+    """The students' runs, started: at first those that need no teacher, unless the teachers are there."""
+    dataset_sha256, found = datasets.fingerprint(config["data"]), []
+    taught = [each for each in distilled if sources.are_needed(each.config)]
+    are_there = parts.have_ended(*teachers)
+    if taught and are_there:
+        _ask(config, taught, teachers, parts)
+    for name, student, _ in seeds.students("student", config) if "student" in config["arms"] else ():
+        found.append(parts.start(name, student, identity.of_student(student, dataset_sha256)))
+    for name, student, _ in distilled:
+        if not sources.are_needed(student):
+            found.append(parts.start(name, student, identity.of_distilled(student, dataset_sha256)))
+    if taught and not are_there:
+        parts.wait(*teachers)
+        _ask(config, taught, teachers, parts)
+    for each in taught:
+        student = _taught_by(each, teachers)
+        found.append(parts.start(each.name, student, _identity(student, dataset_sha256)))
+    return found
+
+
+def _taught_by(student: Student, teachers: Sequence[Path]) -> dict:
+    """A student's config with its teachers' runs: all of them, or the one that has its place among the seeds."""
+    config, chosen = student.config, [str(each) for each in teachers]
+    if config["teacher"]["logits"]:
+        return config
+    if config["teachers"] == "seeds":
+        chosen = [chosen[student.number]]
+    return {**config, "teacher": {**config["teacher"], "run": chosen[0] if len(chosen) == 1 else chosen}}
+
+
+def _identity(student: Mapping, dataset_sha256: str) -> dict:
+    weights = [sources.weights_of(each) for each in sources.resolve(student)]
+    return identity.of_distilled(student, dataset_sha256, weights)
+
+
+def _ask(config: Mapping, taught: Sequence[Student], teachers: Sequence[Path], parts: chain.Parts) -> None:
+    """Have what the teachers say cached once, before several students want it; each student has to ask for itself where
+    it sees images of its own."""
+    of_student, dataset_sha256 = for_role(config, "student"), datasets.fingerprint(config["data"])
+    if not cache.wanted(of_student) or of_student["data"]["train_fraction"] < 1:
+        return
+    identities = [_identity(_taught_by(each, teachers), dataset_sha256) for each in taught]
+    if not all(chain.reusable(config, depends) for depends in identities):
+        for teacher in filter(Path.is_dir, teachers):
+            parts.ask(of_student, teacher)
+
+
+def _row(stage: str, run_dir: Path, teachers: Sequence[Path]) -> dict:
     record = runs.read(run_dir)
     results = record["results"]
-    logits, teacher_logits = (predictions.read(path)[1] for path in (run_dir, teacher_dir))
     return {
         "stage": stage,
         "parameters": record["parameters"]["total"],
         "test": results["test"]["best"],
         "test_last": results["test"]["last"],
-        "teacher_agreement": metrics.agreement(logits, teacher_logits),
+        "teacher_agreement": _agreement(run_dir, teachers),
         "steps": results["steps"],
         "training_seconds": results["training_seconds"],
         "seconds_to_first_step": results["seconds_to_first_step"],
         "images_per_second": results["images_per_second"],
         "run": str(run_dir),
     }
+
+
+def _agreement(run_dir: Path, teachers: Sequence[Path]) -> float | None:
+    """With the one teacher's run, if there is one."""
+    if len(teachers) != 1 or not teachers[0].is_dir():
+        return None
+    logits, of_teacher = (predictions.read(path)[1] for path in (run_dir, teachers[0]))
+    return metrics.agreement(logits, of_teacher)

@@ -17,7 +17,8 @@ from kdrun.registry import register
 from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
-from kdrun.stages import chain, checks
+from kdrun.runtime import tensorflow
+from kdrun.stages import chain, checks, work
 from kdrun.teachers import sources
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def of(config: Mapping) -> dict:
     return identity.of_chain(config, datasets.fingerprint(config["data"]))
 
 
-@register("stage", "specialists", check=check, identity=of)
+@register("stage", "specialists", check=check, identity=of, needs_tensorflow=False, has_parts=True)
 def specialists(
     config: Mapping,
     run_dir: Path,
@@ -54,21 +55,29 @@ def specialists(
 
     dataset_sha256 = datasets.fingerprint(config["data"])
     with recording(run_dir, config, of(config), dataset_sha256=dataset_sha256) as record:
-        generalist = Path(run)
-        if run == "auto":
-            its_own = identity.of_teacher(config, dataset_sha256)
-            generalist = chain.run_or_reuse(config, run_dir, record, "teacher", its_own)
-        dataset = datasets.load(for_role(config, "teacher")["data"])
-        found = []
-        for classes in confusable(_said(config, generalist, dataset, "validation"), clusters):
-            log.info("specialists: one for classes %s", classes)
-            for split in dataset[:3]:
-                if not np.isin(split.labels, classes).any():
-                    raise InputError(f"specialists: a split has no images of {classes}. Use more images.")
-            own = {"run": str(generalist), "classes": classes, "specialist": specialist}
-            depends = identity.of_specialist({**config, **own}, dataset_sha256, [sources.weights_of(generalist)])
-            path = chain.run_or_reuse(config, run_dir, record, f"specialist {classes}", depends, **own)
-            found.append({"classes": classes, "run": str(path), **_tested(path)})
+        with chain.parts_of(config, run_dir, record, clusters) as parts:
+            generalist = Path(run)
+            if run == "auto":
+                generalist = parts.start("teacher", config, identity.of_teacher(config, dataset_sha256))
+                parts.wait()
+            tensorflow.load_tensorflow(work.threads_beside(config))
+            dataset = datasets.load(for_role(config, "teacher")["data"])
+            of_classes = confusable(_said(config, generalist, dataset, "validation"), clusters)
+            for classes in of_classes:
+                log.info("specialists: one for classes %s", classes)
+                for split in dataset[:3]:
+                    if not np.isin(split.labels, classes).any():
+                        raise InputError(f"specialists: a split has no images of {classes}. Use more images.")
+            paths = []
+            for classes in of_classes:
+                own = {"run": str(generalist), "classes": classes, "specialist": specialist}
+                depends = identity.of_specialist({**config, **own}, dataset_sha256, [sources.weights_of(generalist)])
+                paths.append(parts.start(f"specialist {classes}", config, depends, **own))
+            parts.wait()
+        found = [
+            {"classes": classes, "run": str(path), **_tested(path)}
+            for classes, path in zip(of_classes, paths, strict=True)
+        ]
         log_p, labels = _said(config, generalist, dataset, "test"), dataset.test.labels
         theirs = [(each["classes"], _log_probabilities(Path(each["run"]), each["dustbin_shift"])) for each in found]
         together = np.log(np.maximum(combined(log_p, theirs), 1e-300))

@@ -54,6 +54,7 @@ def teacher(config: Mapping, run_dir: Path) -> dict:
     role="student",
     trains="student",
     leaves_network=True,
+    arm_of="pipeline",
 )
 def student(config: Mapping, run_dir: Path) -> dict:
     """Train the student on labels alone: the baseline of distilling."""

@@ -55,7 +55,7 @@ def rehearse(config: Mapping, dataset: datasets.Dataset, teacher_model: Mapping)
 
     For stages that train the teacher first: InputError for what cannot fit together comes before that.
     """
-    if not selection.layers(config["objective"]) and selection.are_shipped(config["objective"]):
+    if not selection.are_to_be_tried(config["objective"]):
         return
     size = config["data"]["image_size"]
     shape = (size, size, dataset.train.images.shape[3])

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from kdrun.registry import register
+from kdrun.runtime import progress
 from kdrun.tracking.tracker import Epoch, Run, Steps, Tracker
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class Terminal(Tracker):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        self._title, self._run, self._epoch = run.title, run, run.epoch
+        if progress.is_elsewhere():
+            return
         console = Console()
         columns = (
             TextColumn("{task.description}"),
@@ -34,7 +38,6 @@ class Terminal(Tracker):
             TimeRemainingColumn(),
             TextColumn("left"),
         )
-        self._title, self._epochs = run.title, run.epochs
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task(run.title, total=run.epochs * run.steps_per_epoch, shown="compiling")
         self._bar.start()
@@ -43,20 +46,28 @@ class Terminal(Tracker):
 
     def steps(self, steps: Steps) -> None:
         """Move the bar on."""
-        loss, accuracy = steps.latest["loss"], steps.latest["accuracy"]
+        loss, accuracy, run = steps.latest["loss"], steps.latest["accuracy"], self._run
+        progress.tell(
+            step=steps.step,
+            steps=run.epochs * run.steps_per_epoch,
+            epoch=self._epoch,
+            epochs=run.epochs,
+            accuracy=accuracy,
+            images_per_second=steps.images_per_second,
+        )
         shown = f"loss {loss:.4f}, accuracy {accuracy:.3f}, {steps.images_per_second:,.0f} images/s"
-        assert self._bar is not None  # since `start`
-        self._bar.update(self._task, completed=steps.step, shown=shown)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=steps.step, shown=shown)
 
     def epoch(self, epoch: Epoch) -> None:
         """Log the epoch's line."""
-        train, validation = epoch.train, epoch.validation
+        train, validation, self._epoch = epoch.train, epoch.validation, epoch.number
         log.info(
             "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation cross-entropy %.4f  accuracy %.4f%s  |  "
             "%s images/s%s",
             self._title,
             epoch.number,
-            self._epochs,
+            self._run.epochs,
             train["loss"],
             train["accuracy"],
             validation["cross_entropy"],

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from kdrun.data.batches import relative_seed
 from kdrun.objectives.learned import Learned
 from kdrun.optimizers.flat import FlatOptimizer
 from kdrun.training.supervision import LABELS_ALONE, Supervision, call_on_zeros
@@ -25,7 +26,7 @@ Built = TypeVar("Built")
 class Network:
     """A model, what it learns from, the weights that this needs, and its optimizer.
 
-    `build(seed)` makes the model with its initial weights; its `peers` are made with the seeds after it. A second call
+    `build(seed)` makes the model with its initial weights; its `peers` are made with relative seeds. A second call
     for another seed is made for its values alone.
     """
 
@@ -40,19 +41,21 @@ class Network:
         self._build = build
         self.model = build(seed)
         self.supervision = supervision
-        self.peers = [build(seed + number) for number in range(1, 1 + supervision.peers)]
+        self.peers = [build(relative_seed(seed, number)) for number in range(1, 1 + supervision.peers)]
         self.learned = Learned(seed)
         call_on_zeros(supervision, self.model, self.learned)
         trained = [v for model in (self.model, *self.peers) for v in model.trainable_variables]
         trained += self.learned.trainable_variables
         self.optimizer = FlatOptimizer(optimizer, trained, scale_loss)
-        self._initial = {seed + number: _values(_state(each)) for number, each in enumerate((self.model, *self.peers))}
+        self._initial = {
+            relative_seed(seed, number): _values(_state(each)) for number, each in enumerate((self.model, *self.peers))
+        }
         self._fresh_optimizer = _values(self.optimizer.state)
 
     def reset(self, seed: int) -> None:
         """Weights, random generators and optimizer as they are before the first step of a run with this seed."""
         for number, model in enumerate((self.model, *self.peers)):
-            _assign(_state(model), self._initial_values(seed + number))
+            _assign(_state(model), self._initial_values(relative_seed(seed, number)))
         _assign(self.learned.variables, self.learned.initial(seed))
         _assign(self.optimizer.state, self._fresh_optimizer)
         self.optimizer.reload()

@@ -131,7 +131,7 @@ BAD_LINES = [
     (["model@student.model=mlp", "student.model.input_dropout=1.0"], ["student.model.input_dropout", "below 1"]),
     (["model@student.model=mlp", "student.model.hidden_dropout=-0.5"], ["student.model.hidden_dropout", "-0.5"]),
     (["data.train_size=100", "batch_size=50", "student.batch_size=101"], ["student.batch_size=101", "at most 100"]),
-    (["experiment=quick", "student.model.growth_rate=8"], ["student.model.growth_rate: there is no such key"]),
+    (["experiment=convnets", "student.model.growth_rate=8"], ["student.model.growth_rate: there is no such key"]),
     (["objective=attention", "model@student.model=mlp", "batch_size=16"], ["attention", "vector"]),
     (
         ["objective=fitnet", "objective.fitnet.layers=[block1:embedding]"],
@@ -555,10 +555,13 @@ def test_a_good_teacher_passes_the_checks(command, tmp_path, write_run, on_npz):
     ("given", "kept"),
     [
         (["stage=distill"], []),
-        (["stage=distill", "experiment=quick", "temperature=4", "alpha=0.5", "seed=3"], ["experiment=quick", "seed=3"]),
         (
-            ["experiment=quick", "stage=distill", "student.model.filters=[2,4]", "distill.epochs=7", "epochs=2"],
-            ["experiment=quick", "epochs=2"],
+            ["stage=distill", "experiment=convnets", "temperature=4", "alpha=0.5", "seed=3"],
+            ["experiment=convnets", "seed=3"],
+        ),
+        (
+            ["experiment=convnets", "stage=distill", "student.model.filters=[2,4]", "distill.epochs=7", "epochs=2"],
+            ["experiment=convnets", "epochs=2"],
         ),
         (
             ["stage=distill", "model@student.model=mlp", "model@teacher.model=convnet", "teacher.model.filters=[8,16]"],
@@ -579,7 +582,7 @@ def test_distilling_without_a_teacher_names_the_command_that_makes_one(command, 
 
 
 def test_the_command_that_makes_a_teacher_makes_the_one_that_is_looked_for(command):
-    given = ["stage=distill", "experiment=quick", "temperature=4", "student.model.filters=[2,4]", "teacher.epochs=2"]
+    given = ["stage=distill", "experiment=convnets", "temperature=4", "student.model.filters=[2,4]", "teacher.epochs=2"]
     recommended = shlex.split(re.search(r"(kdrun stage=teacher .*?)\. Or", command(*given).err)[1])[1:]
     found = []
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):

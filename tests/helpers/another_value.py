@@ -19,6 +19,8 @@ _VALUES = {
     "resume": "auto",
     "sweep": "mine",
     "logits": "logits.npz",
+    "seeds": 3,
+    "teachers": 3,
 }
 # two words, of which one is another
 _WORDS = {
@@ -56,6 +58,8 @@ def _another(key: str, value: Any) -> Any:
         return words[value == words[0]]
     if value is None:
         return _VALUES[last]
+    if isinstance(value, Mapping):  # an empty one
+        return {"another": 1}
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

@@ -90,7 +90,7 @@ def test_a_sweeps_table(said):
         | {"results": completed(3)["results"]},
         Path("s/odd"): "it cannot be read",
     }
-    assert not jobs.show(records, 4)
+    assert not jobs.show(records, {path.name for path in records}, 4)
     nothing = {"validation": "", "test": "", "seconds": ""}
     assert cells(said.text) == [
         {"job": "one", "status": "completed", "validation": "91.00%", "test": "81.00%", "seconds": "71"},
@@ -99,8 +99,8 @@ def test_a_sweeps_table(said):
         {"job": "odd", "status": "damaged", **nothing},
     ]
     assert "bad: KdrunError: why (s/bad/kdrun.log)" in said.text and "odd: it cannot be read" in said.text
-    assert jobs.show({Path("s/one"): completed(1)}, 1)
-    assert not jobs.show({Path("s/one"): completed(1)}, 2)
+    assert jobs.show({Path("s/one"): completed(1)}, {"one"}, 1)
+    assert not jobs.show({Path("s/one"): completed(1)}, {"one"}, 2)
 
 
 def group(number: int, stage: str, control: str = "", **gained) -> dict:

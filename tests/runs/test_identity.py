@@ -16,6 +16,7 @@ FREE = {
     "sweep": "where it is written",
     "resume": "what is gone on with",
     "reuse": "what is trained anew",
+    "workers": "how many jobs are at work beside each other",
     "checkpoint": "when states are saved",
     "measure_latency": "after training",
     "compare": "how runs are held against each other",
@@ -35,6 +36,7 @@ FREE = {
     "teacher.overlap": "what is refused",
 }
 _DISTILLING = ["temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective"]
+_OF_SEVERAL = ["seeds", "teachers", "controls"]  # of which one network is one
 _TRAINING = ["epochs", "patience", "batch_size"]
 # What a stage's network does not depend on: another's keys, and what the sums of the teachers' weights stand for.
 OF_OTHERS = {
@@ -91,7 +93,9 @@ def test_another_value_is_another_run(stage, choice, compose):
     if stage == "specialist":  # as the stage of all of them trains one
         config |= {"stage": stage, "classes": [1, 2]}
     assert_all_but_the_free_count(
-        config, lambda given: fingerprint(identities.of(given, stage, "data", ["weights"])), OF_OTHERS[stage]
+        config,
+        lambda given: fingerprint(identities.of(given, stage, "data", ["weights"])),
+        [*OF_OTHERS[stage], *_OF_SEVERAL],
     )
 
 

@@ -184,7 +184,7 @@ def test_what_is_printed_says_which(trained):
 def test_a_sweeps_table_shows_the_best_weights(trained, caplog):
     records = {trained[stage]: runs.read(trained[stage]) for stage in STAGES}
     with caplog.at_level(logging.INFO, "kdrun"):
-        assert jobs.show(records, len(records))
+        assert jobs.show(records, {path.name for path in records}, len(records))
     for run_dir, found in records.items():
         cells = re.search(rf"{run_dir.name}\s*│ completed │(.*)│(.*)│", caplog.text)
         best = [f"{found['results'][split]['best']['accuracy']:.2%}" for split in ("validation", "test")]

@@ -285,7 +285,7 @@ def test_a_completed_run_says_so(undisturbed, capsys):
         ("alpha=0.5", "alpha cannot change in a run that goes on: it is 0.9"),
         ("epochs=7", "epochs can only grow in a run that goes on: it is 8, got 7"),
         ("optimizer=adam", "optimizer cannot be chosen anew"),
-        ("experiment=quick", "experiment cannot be chosen anew"),
+        ("experiment=convnets", "experiment cannot be chosen anew"),
         ("resume=nowhere", "nowhere is not a run directory"),
     ],
 )

@@ -8,7 +8,9 @@ import time
 
 import pytest
 
-COMMAND = "stage=student experiment=quick epochs=500 data.train_size=1280 data.validation_size=128 data.test_size=128"
+COMMAND = (
+    "stage=student experiment=convnets epochs=500 data.train_size=1280 data.validation_size=128 data.test_size=128"
+)
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -10,7 +10,7 @@ import pytest
 from kdrun.cli.main import main
 from kdrun.storage.manifest import sealed
 
-SMALL = ["experiment=quick", "epochs=3", "data.train_size=1280", "data.validation_size=256", "data.test_size=200"]
+SMALL = ["experiment=convnets", "epochs=3", "data.train_size=1280", "data.validation_size=256", "data.test_size=200"]
 
 
 STATE = ("manifest.json", "variables.index", "variables.data-00000-of-00001", "best.weights.h5")
@@ -270,7 +270,7 @@ def test_colour_images_from_a_file_of_the_users_own(tmp_path):
         arrays[name] = np.stack([arrays[name]] * 3, axis=-1)
     np.savez(tmp_path / "own.npz", **arrays)
     arguments = [
-        "experiment=quick",
+        "experiment=convnets",
         "data=npz",
         f"data.path={tmp_path / 'own.npz'}",
         "data.validation_size=100",

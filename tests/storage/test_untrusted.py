@@ -196,12 +196,12 @@ def test_an_idx_header_that_claims_more_than_its_file_can_hold_is_refused_withou
 
 def test_a_run_is_written_nowhere_but_below_outputs(command, tmp_path):
     for key in ("hydra.run.dir=../escaped", f"hydra.run.dir={tmp_path.parent}/escaped"):
-        ended = command("stage=student", "experiment=quick", key)
+        ended = command("stage=student", "experiment=convnets", key)
         assert ended.code == 2 and "is not below outputs=outputs" in ended.err
-    ended = command("-m", "stage=student", "experiment=quick", "hydra.sweep.dir=..", "seed=1,2")
+    ended = command("-m", "stage=student", "experiment=convnets", "hydra.sweep.dir=..", "seed=1,2")
     assert ended.code == 2 and "is not below outputs=outputs" in ended.err
     for key in ("hydra.output_subdir=../x", "+hydra.sweep.subdir=/tmp/x"):
-        assert command("stage=student", "experiment=quick", key).code == 2
+        assert command("stage=student", "experiment=convnets", key).code == 2
     assert not (tmp_path.parent / "escaped").exists()
 
 

@@ -402,7 +402,7 @@ def test_what_a_killed_process_leaves_is_not_taken_for_an_entry_and_is_cleaned_u
 # Through the command line: a small teacher and MNIST cut small
 
 SIZES = {"train": 320, "validation": 200, "test": 200}
-SMALL = ["experiment=quick", "teacher.model.filters=[4,8]", "student.model.filters=[2]", "teacher.epochs=1"]
+SMALL = ["experiment=convnets", "teacher.model.filters=[4,8]", "student.model.filters=[2]", "teacher.epochs=1"]
 SMALL += [*(f"data.{split}_size={size}" for split, size in SIZES.items()), "batch_size=64"]
 SMALL += ["tensorboard.histograms=false"]
 

@@ -1,0 +1,270 @@
+"""Worker processes: each does one task after another, is told of it in lines of JSON, and answers in such lines.
+
+A worker is a new Python (nothing is forked: TensorFlow would not bear it) in a session of its own, so that Ctrl-C
+reaches this process alone, which then asks all workers to stop. A worker whose parent is gone stops by itself: its
+input has ended. No TensorFlow in here.
+"""
+
+import json
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdrun import errors
+from kdrun.runtime import devices, signals
+
+log = logging.getLogger(__name__)
+
+_START = "import sys; sys.path[:] = sys.argv[2:]; from importlib import import_module as i; i(sys.argv[1]).main()"
+_AT_ONCE = 1.5  # seconds after which a worker that has no step to save is ended
+_PATIENCE = 60.0  # seconds for a training state to be saved
+
+
+@dataclass
+class Task:
+    """What a worker is to do, as plain values; how far it is, and what came of it.
+
+    Tasks of an equal `key` go to one worker where that is possible, which may then keep what it has compiled.
+    """
+
+    name: str  # for the terminal
+    does: Mapping[str, Any]
+    key: str = ""
+    threads: int = 1
+    status: str = "waiting"  # running, done, failed
+    progress: dict[str, Any] = field(default_factory=dict)
+    result: Any = None
+    error: BaseException | None = None
+    began: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return self.status in ("done", "failed")
+
+
+class _Worker:
+    """A process, and what it is at."""
+
+    def __init__(self, module: str, number: int, threads: int):
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        environment["TF_NUM_INTEROP_THREADS"] = str(threads)  # as one job of several: the other cores are others'
+        gpus = devices.visible()
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        self.number, self.threads = number, threads
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _START, module, *(path or os.getcwd() for path in sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=environment,
+        )
+        self.task: Task | None = None
+        self.key = ""  # of the task before
+        self.has_stepped = False
+        self._unread = b""
+
+    @property
+    def output(self) -> int:
+        """Its descriptor."""
+        assert self.process.stdout is not None
+        return self.process.stdout.fileno()
+
+    def begin(self, task: Task) -> None:
+        """Hand it a task."""
+        self.task, self.key, self.has_stepped = task, task.key, False
+        task.status, task.began = "running", time.monotonic()
+        line = json.dumps({"threads": task.threads, **task.does}) + "\n"
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has just died, which is read from its output
+            self.process.stdin.write(line.encode())
+            self.process.stdin.flush()
+
+    def lines(self) -> list[dict] | None:
+        """What it has said since; None where it is gone."""
+        given = os.read(self.output, 1 << 16)
+        if not given:
+            return None
+        *whole, self._unread = (self._unread + given).split(b"\n")
+        return [json.loads(line) for line in whole]
+
+    def close(self) -> None:
+        """Let it go: idle, it ends by itself."""
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with suppress(OSError):
+                stream.close()
+
+
+class Pool:
+    """At most so many workers, which import `module` and call its `main`; tasks that wait, and those at work."""
+
+    def __init__(self, workers: int, module: str):
+        self.tasks: list[Task] = []
+        self.size = workers
+        self._module = module
+        self._workers: list[_Worker] = []
+        self._selector = selectors.DefaultSelector()
+
+    def __enter__(self) -> "Pool":
+        from kdrun.runtime.live import Table
+
+        self._table = Table()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._stop()
+        finally:
+            self._table.close()
+
+    def submit(self, task: Task, first: bool = False) -> Task:
+        """Have a task done as soon as there is a worker for it; `first`: before those that wait already."""
+        self.tasks.insert(0 if first else len(self.tasks), task)
+        return task
+
+    def wait(self, tasks: Iterable[Task] | None = None) -> None:
+        """Wait until these tasks, or all, have ended. Raises Stopped after a signal."""
+        tasks = list(self.tasks if tasks is None else tasks)
+        while not all(task.has_ended for task in tasks):
+            self.attend()
+
+    def attend(self, seconds: float = 0.1) -> None:
+        """Give idle workers tasks, and hear what workers say for so many seconds. Raises Stopped after a signal."""
+        signals.check()
+        self._assign()
+        for key, _ in self._selector.select(seconds) if self._workers else ():
+            self._hear(key.data)
+        self._table.show(self.tasks, self.size)
+
+    def _assign(self) -> None:
+        for _ in range(self.size):
+            waiting = [task for task in self.tasks if task.status == "waiting"]
+            idle = [worker for worker in self._workers if worker.task is None]
+            if not waiting or (not idle and len(self._workers) >= self.size):
+                return
+            worker, task = self._match(idle, waiting)
+            if worker is None or worker.threads != task.threads:  # TensorFlow has the threads that it began with
+                if worker is not None and len(self._workers) >= self.size:
+                    self._forget(worker)
+                taken = Counter(each.number for each in self._workers)
+                worker = _Worker(self._module, min(set(range(self.size)) - set(taken)), task.threads)
+                self._workers.append(worker)
+                self._selector.register(worker.output, selectors.EVENT_READ, worker)
+            worker.begin(task)
+
+    def _match(self, idle: list[_Worker], waiting: list[Task]) -> tuple[_Worker | None, Task]:
+        """A worker with a task that is like its last one; else one that no other worker is likely to take soon."""
+        for worker in idle:
+            for task in waiting:
+                if task.key == worker.key and task.threads == worker.threads:
+                    return worker, task
+        at_work = {worker.key for worker in self._workers if worker.task is not None}
+        task = next((task for task in waiting if task.key not in at_work), waiting[0])
+        return (idle[0] if idle and len(self._workers) >= self.size else None), task
+
+    def _hear(self, worker: _Worker) -> None:
+        lines = worker.lines()
+        if lines is None:
+            self._bury(worker)
+            return
+        for line in lines:
+            task = worker.task
+            if task is None:
+                continue
+            if "log" in line:
+                log.log(line["level"], "%s: %s", task.name, line["log"])
+            elif "progress" in line:
+                worker.has_stepped = True
+                task.progress = line["progress"]
+            else:
+                worker.task = None
+                _end(task, line.get("result"), errors.rebuilt(line["error"]) if line.get("error") else None)
+
+    def _bury(self, worker: _Worker) -> None:
+        """A worker is gone: so is what it was doing since it saved its state last."""
+        self._forget(worker)
+        code = worker.process.wait()
+        if worker.task is not None:
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            said = (
+                f"The process of {worker.task.name} was ended {how}. The same command again goes on with what it saved."
+            )
+            _end(worker.task, None, errors.KdrunError(said))
+
+    def _forget(self, worker: _Worker) -> None:
+        self._selector.unregister(worker.output)
+        self._workers.remove(worker)
+        worker.close()
+
+    def _stop(self) -> None:
+        """End all workers: those at work save their states first; those that have made no step have nothing to save."""
+        at_work = [worker for worker in self._workers if worker.task is not None]
+        for worker in at_work:
+            _send(worker, signal.SIGTERM)
+        began = time.monotonic()
+        reminded = False
+        try:
+            while at_work and time.monotonic() - began < _PATIENCE:
+                for key, _ in self._selector.select(0.1):
+                    self._hear(key.data)
+                at_work = [worker for worker in self._workers if worker.task is not None]
+                if not reminded and time.monotonic() - began > _AT_ONCE:
+                    reminded = True
+                    for worker in at_work:
+                        if not worker.has_stepped:
+                            _send(worker, signal.SIGKILL)
+        finally:
+            for worker in list(self._workers):
+                if worker.task is not None:
+                    _send(worker, signal.SIGKILL)
+                self._forget(worker)
+                with suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(10)
+            self._selector.close()
+
+
+def places(configured: int | str, jobs: int, threads: int, bytes_of_one: int) -> int:
+    """How many workers for so many jobs: as configured; for `auto` one a GPU, or one for each `threads` cores, and
+    fewer where memory has no room for so many."""
+    if configured != "auto":
+        return max(1, min(int(configured), jobs))
+    devices_here = len(devices.visible()) or len(os.sched_getaffinity(0)) // threads
+    return max(1, min(devices_here, jobs, available_memory() // bytes_of_one))
+
+
+def available_memory() -> int:
+    """Bytes that new processes may take: of the machine, and of the control group that this one is in."""
+    found = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = [1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))]
+    with suppress(OSError, ValueError):
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(max(0, limit - used))
+    return min(found)
+
+
+def _end(task: Task, result: Any, error: BaseException | None) -> None:
+    if error and not isinstance(error, errors.Stopped):
+        log.error("%s failed: %s", task.name, error)
+    task.status = "failed" if error else "done"
+    task.result, task.error = result, error
+    task.seconds = time.monotonic() - task.began
+
+
+def _send(worker: _Worker, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        worker.process.send_signal(number)

@@ -98,7 +98,12 @@ class DataSource(Entry):
 
 @dataclass(frozen=True)
 class Optimizer(Entry):
-    """(*, its keys) -> a tf_keras optimizer whose update is elementwise."""
+    """(*, its keys) -> a tf_keras optimizer whose update is elementwise.
+
+    `compiles(keys)`: XLA can compile the update, and makes it faster.
+    """
+
+    compiles: Callable[[Keys], bool] = lambda keys: False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The convolutional network of the Keras example "knowledge_distillation"."""
 
+from functools import partial
+
 from kdrun.config.rules import Counts
 from kdrun.registry import Keys, register
 
@@ -22,17 +24,15 @@ def convnet(inputs, num_classes: int, *, filters: Counts):
 
     3x3 convolutions of stride 2, LeakyReLU 0.2 and a max-pooling of stride 1 between them.
     """
-    import tensorflow as tf
     from tf_keras import layers
 
-    def leaky_relu(x):
-        return tf.maximum(x, 0.2 * x)  # tf.nn.leaky_relu makes a graph optimizer stumble over its gradient, loudly
+    from kdrun.models.layers import leaky_relu
 
     x = inputs
     for number, width in enumerate(filters, start=1):
         x = layers.Conv2D(width, 3, strides=2, padding="same", name=f"conv{number}")(x)
         if number < len(filters):
-            x = layers.Activation(leaky_relu, name=f"conv{number}_relu")(x)
+            x = layers.Activation(partial(leaky_relu, slope=0.2), name=f"conv{number}_relu")(x)
             x = layers.MaxPooling2D(2, strides=1, padding="same", name=f"conv{number}_pool")(x)
     x = layers.Flatten(name="embedding")(x)
     return layers.Dense(num_classes, name="classifier")(x)

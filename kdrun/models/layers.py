@@ -4,6 +4,24 @@ import tensorflow as tf
 import tf_keras
 
 
+def leaky_relu(x: tf.Tensor, slope: float) -> tf.Tensor:
+    """x where it is positive, else slope * x; of any shape and floating type.
+
+    By the kernels that TensorFlow has for it and for its gradient: one operation each way, where tf.maximum(x,
+    slope * x) takes two and three. tf.nn.leaky_relu has them, too, but a graph optimizer stumbles over its gradient,
+    loudly.
+    """
+
+    @tf.custom_gradient
+    def of(x):
+        def gradient(upstream):
+            return tf.raw_ops.LeakyReluGrad(gradients=upstream, features=x, alpha=slope)
+
+        return tf.raw_ops.LeakyRelu(features=x, alpha=slope), gradient
+
+    return of(x)
+
+
 class Pointwise(tf_keras.layers.Layer):
     """A convolution of kernel size 1 with bias: [batch, height, width, channels] to [batch, height, width, filters].
 

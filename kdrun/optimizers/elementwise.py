@@ -10,7 +10,7 @@ from kdrun.config.rules import Amount, Positive, Rate
 from kdrun.registry import register
 
 
-@register("optimizer", "adabelief")
+@register("optimizer", "adabelief", compiles=lambda keys: True)
 def adabelief(
     *, learning_rate: Positive, beta_1: Rate, beta_2: Rate, epsilon: Positive, weight_decay: Amount, rectify: bool
 ):
@@ -28,11 +28,13 @@ def adabelief(
     )
 
 
-@register("optimizer", "adam")
+@register("optimizer", "adam", compiles=lambda keys: keys["weight_decay"] != 0)
 def adam(*, learning_rate: Positive, beta_1: Rate, beta_2: Rate, epsilon: Positive, weight_decay: Amount):
     """Adam (arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101)."""
     import tf_keras
 
+    if not weight_decay:  # the older class has no decay, and its update is a single operation
+        return tf_keras.optimizers.legacy.Adam(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
     return tf_keras.optimizers.Adam(
         learning_rate=learning_rate,
         beta_1=beta_1,
@@ -43,7 +45,7 @@ def adam(*, learning_rate: Positive, beta_1: Rate, beta_2: Rate, epsilon: Positi
     )
 
 
-@register("optimizer", "sgd")
+@register("optimizer", "sgd", compiles=lambda keys: True)
 def sgd(*, learning_rate: Positive, momentum: Rate, nesterov: bool, weight_decay: Amount):
     """Stochastic gradient descent with momentum; weight decay decoupled."""
     import tf_keras

@@ -12,15 +12,29 @@ import tf_keras
 
 from kdrun.config.schema import own
 from kdrun.registry import get
+from kdrun.runtime.tensorflow import quiet
+
+_COMPILE_FROM = 2**18  # weights; of fewer, a run of some epochs does not earn back the half second that compiling takes
 
 
 class FlatOptimizer(tf.Module):
-    """An optimizer over the concatenation of `variables`, which follow it after every step."""
+    """An optimizer over the concatenation of `variables`, which follow it after every step.
 
-    def __init__(self, optimizer: Mapping, variables: Sequence[tf.Variable], scale_loss: bool = False):
+    On a CPU, from `compile_from` weights on, XLA makes one loop of an update that is many operations, each of which
+    goes through all weights. It rounds otherwise.
+    """
+
+    def __init__(
+        self,
+        optimizer: Mapping,
+        variables: Sequence[tf.Variable],
+        scale_loss: bool = False,
+        compile_from: int = _COMPILE_FROM,
+    ):
         super().__init__()
         entry = get("optimizer", optimizer["name"])
-        self.optimizer = entry.call(**own(optimizer, entry))
+        keys = own(optimizer, entry)
+        self.optimizer = entry.call(**keys)
         self.variables_ = list(variables)
         self.flat = tf.Variable(_concatenate(self.variables_), name="weights")
         if isinstance(self.optimizer, tf_keras.optimizers.legacy.Optimizer):
@@ -32,6 +46,11 @@ class FlatOptimizer(tf.Module):
         if scale_loss:  # float16 gradients underflow otherwise
             self.optimizer = tf_keras.mixed_precision.LossScaleOptimizer(self.optimizer)
         self.scales_loss = scale_loss
+        self._update = self._apply
+        if entry.compiles(keys) and self.flat.shape[0] >= compile_from and "CPU" in self.flat.device:
+            self._update = tf.function(self._apply, jit_compile=True)
+            with quiet():  # XLA greets when it first compiles
+                tf.function(tf.identity, jit_compile=True)(0.0)
 
     @property
     def state(self) -> list[tf.Variable]:
@@ -53,7 +72,7 @@ class FlatOptimizer(tf.Module):
         if self.scales_loss:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
         self.learning_rate.assign(learning_rate)
-        self.optimizer.apply_gradients([(_concatenate(gradients), self.flat)])
+        self._update(_concatenate(gradients))
         sizes = [v.shape.num_elements() for v in self.variables_]
         parts = zip(self.variables_, tf.split(self.flat, sizes), strict=True)
         values = [tf.reshape(part, variable.shape) for variable, part in parts]
@@ -65,6 +84,9 @@ class FlatOptimizer(tf.Module):
             self.flat.assign(_concatenate(values))
         for variable, value in zip(self.variables_, values, strict=True):
             variable.assign(value)
+
+    def _apply(self, gradient: tf.Tensor) -> None:
+        self.optimizer.apply_gradients([(gradient, self.flat)])
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
         """What to differentiate instead of `loss`; the same thing unless the loss is scaled."""

@@ -11,6 +11,7 @@ import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 
 from kdrun.models.build import build, smallest_image_size  # noqa: E402
+from kdrun.models.layers import leaky_relu  # noqa: E402
 
 DENSENET = {"name": "densenet", "growth_rate": 3, "blocks": [2, 1, 1, 2]}
 CONVNET = {"name": "convnet", "filters": [4, 6, 5]}
@@ -204,6 +205,20 @@ def test_convnet_is_the_keras_examples_network():
     images = _images(4, 28, 27, 3)
     expected = example(images).numpy()
     np.testing.assert_allclose(network(images), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
+def test_leaky_relu_and_its_gradient_against_numpy(dtype):
+    x, upstream = (tf.cast(np.random.default_rng(n).normal(size=(3, 5, 7)), dtype) for n in (0, 1))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        found = leaky_relu(x, 0.2)
+    assert found.dtype == dtype
+    slope = np.where(tf.cast(x, tf.float64) > 0, 1.0, 0.2)
+    for value, into in ((found, x), (tape.gradient(found, x, upstream), upstream)):
+        np.testing.assert_allclose(
+            tf.cast(value, tf.float64), slope * tf.cast(into, tf.float64), rtol=1e-6 if dtype == tf.float32 else 2.0**-7
+        )
 
 
 @pytest.mark.parametrize("model", [MLP, DROPOUT], ids=["plain", "dropout"])

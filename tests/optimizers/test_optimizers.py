@@ -1,4 +1,5 @@
-"""The flat optimizer against the same optimizer applied to one variable after the other, bit for bit."""
+"""The flat optimizer against the same optimizer applied to one variable after the other: bit for bit, and where XLA
+compiles its update, to rounding."""
 
 import numpy as np
 import pytest
@@ -70,10 +71,10 @@ def _loss(variables, gradients, k):
     return tf.add_n([tf.reduce_sum(v * g[k]) for v, g in zip(variables, gradients, strict=True)])
 
 
-def _train_flat(keys, values, gradients, rates, scale_loss=False):
+def _train_flat(keys, values, gradients, rates, scale_loss=False, **compiling):
     """All steps in one loop inside a graph, as the training loop takes them."""
     variables = _variables(values)
-    optimizer = FlatOptimizer(_config(keys), variables, scale_loss=scale_loss)
+    optimizer = FlatOptimizer(_config(keys), variables, scale_loss=scale_loss, **compiling)
     gradients = [tf.constant(g) for g in gradients]
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
@@ -87,22 +88,27 @@ def _train_flat(keys, values, gradients, rates, scale_loss=False):
     return optimizer, variables
 
 
-def _ordinary(keys):
-    """The optimizer as anyone would make it. adabelief-tf is imported by now, on the legacy tf_keras base."""
+def _ordinary(keys, fused=True):
+    """The optimizer as anyone would make it. adabelief-tf is imported by now, on the legacy tf_keras base.
+
+    tf_keras has two Adams; the `fused` one is without decay, and one operation.
+    """
     keys = {key: value for key, value in keys.items() if key != "name"}
     if "rectify" in keys:
         optimizer = optimizers.adabelief(learning_rate=1e-3, **keys)
         assert isinstance(optimizer, tf_keras.optimizers.legacy.Optimizer)
         assert type(optimizer).__module__.startswith("adabelief_tf")
         return optimizer
+    if fused and "beta_1" in keys and not keys["weight_decay"]:
+        return tf_keras.optimizers.legacy.Adam(1e-3, keys["beta_1"], keys["beta_2"], keys["epsilon"])
     kind = tf_keras.optimizers.Adam if "beta_1" in keys else tf_keras.optimizers.SGD
     return kind(learning_rate=1e-3, jit_compile=False, **keys)
 
 
-def _train_one_by_one(keys, values, gradients, rates):
+def _train_one_by_one(keys, values, gradients, rates, fused=True):
     """A step a call, every variable by itself, through the optimizer's own interface."""
     variables = _variables(values)
-    optimizer = _ordinary(keys)
+    optimizer = _ordinary(keys, fused)
 
     @tf.function
     def step(gradients, rate):
@@ -130,6 +136,29 @@ def test_a_hundred_steps_are_those_of_one_variable_at_a_time(keys):
     for one, another, before in zip(flat, separate, values, strict=True):
         assert one.numpy().tobytes() == another.numpy().tobytes()
         assert np.any(one.numpy() != before) or one.shape.rank == 0  # it moved; the scalar's gradient may be zero
+
+
+@KEYS
+def test_a_hundred_compiled_steps_are_those_of_the_library(keys):
+    values, gradients = _initial(), _gradients(100)
+    optimizer, flat = _train_flat(keys, values, gradients, RATES, compile_from=0)
+    plain, _ = _train_flat(keys, values, gradients, RATES)
+    separate = _train_one_by_one(keys, values, gradients, RATES, fused=False)
+    off = 3e-6 if keys is ADAM else 1e-6  # its one operation is not compiled: the two Adams themselves are so far apart
+    for one, another in zip(flat, separate, strict=True):
+        np.testing.assert_allclose(one, another, rtol=off, atol=off)
+    for one, another in zip(optimizer.state, plain.state, strict=True):
+        np.testing.assert_allclose(one, another, rtol=1e-6, atol=1e-6)
+
+
+def test_the_update_of_many_weights_is_compiled():
+    def trained(shape, **compiling):
+        _, variables = _train_flat(ADABELIEF, _initial([shape]), _gradients(5, [shape]), RATES[:5], **compiling)
+        return _bytes(variables)
+
+    many, few = (2**9, 2**9), (2**9 - 1, 2**9)
+    assert trained(many) == trained(many, compile_from=0) != trained(many, compile_from=2**20)
+    assert trained(few) == trained(few, compile_from=2**20) != trained(few, compile_from=0)
 
 
 def _network():
@@ -298,21 +327,25 @@ def test_scaling_saves_gradients_that_float16_cannot_hold():
     assert train(scale_loss=True) == pytest.approx(1e-3, rel=1e-2)
 
 
+@pytest.mark.parametrize("compile_from", [0, 2**20])
 @pytest.mark.parametrize("keys", [ADABELIEF, ADAM, SGD | {"momentum": 0.9}], ids=lambda k: k["name"])
-def test_a_step_whose_scaled_gradient_overflows_is_left_out(keys):
+def test_a_step_whose_scaled_gradient_overflows_is_left_out(keys, compile_from):
+    scaled = {"scale_loss": True, "compile_from": compile_from}
     values, gradients = _initial([(3,), (2,)]), _gradients(3, [(3,), (2,)])
     gradients[1][1, 0] = np.inf
-    _, first = _train_flat(keys, values, gradients, RATES[:1], scale_loss=True)
-    optimizer, both = _train_flat(keys, values, gradients, RATES[:2], scale_loss=True)
+    _, first = _train_flat(keys, values, gradients, RATES[:1], **scaled)
+    optimizer, both = _train_flat(keys, values, gradients, RATES[:2], **scaled)
     assert _bytes(both) == _bytes(first)
     fresh = FlatOptimizer(_config(keys), _variables(values), scale_loss=True)
     one = tf.constant(1.0)
     assert optimizer.scaled(one).numpy() == fresh.scaled(one).numpy() / 2
-    _, all_three = _train_flat(keys, values, gradients, RATES[:3], scale_loss=True)
+    _, all_three = _train_flat(keys, values, gradients, RATES[:3], **scaled)
     assert all(np.isfinite(variable.numpy()).all() for variable in all_three)
     assert all(one != another for one, another in zip(_bytes(all_three), _bytes(both), strict=True))
     if keys["name"] == "sgd":  # the others count the step in their bias correction, as tf_keras does
-        _, expected = _train_flat(keys, values, [g[[0, 2]] for g in gradients], RATES[[0, 2]])
+        _, expected = _train_flat(
+            keys, values, [g[[0, 2]] for g in gradients], RATES[[0, 2]], compile_from=compile_from
+        )
         assert _bytes(all_three) == _bytes(expected)
 
 

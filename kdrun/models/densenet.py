@@ -1,7 +1,5 @@
 """The source notebook's DenseNet-121-like network (after arXiv 1608.06993)."""
 
-from functools import partial
-
 from kdrun.config.rules import Count, Counts
 from kdrun.registry import Keys, register
 
@@ -33,22 +31,24 @@ def densenet(inputs, num_classes: int, *, growth_rate: Count, blocks: Counts):
     """
     from tf_keras import layers
 
-    from kdrun.models.layers import Pointwise
+    from kdrun.models.layers import BatchNormalization, Moments, Pointwise
 
     x = layers.Conv2D(2 * growth_rate, 7, strides=2, padding="same", name="entry")(inputs)
     x = layers.MaxPooling2D(3, strides=2, padding="same", name="entry_pool")(x)
     for block, pairs in enumerate(blocks, start=1):
+        moments = Moments(name=f"block{block}_moments")(x)
         for pair in range(1, pairs + 1):
-            new = x
-            for kernel, filters in ((1, 4 * growth_rate), (3, growth_rate)):
-                name = f"block{block}_{pair}_{kernel}x{kernel}"
-                new = layers.BatchNormalization(name=f"{name}_norm")(new)
-                new = layers.ReLU(max_value=6, name=f"{name}_relu6")(new)
-                convolution = Pointwise if kernel == 1 else partial(layers.Conv2D, kernel_size=kernel, padding="same")
-                new = convolution(filters, name=name)(new)
-            x = layers.Concatenate(name=f"block{block}" if pair == pairs else f"block{block}_{pair}")([new, x])
+            name = f"block{block}_{pair}"
+            new = BatchNormalization(name=f"{name}_1x1_norm")(x, moments)
+            new = layers.ReLU(max_value=6, name=f"{name}_1x1_relu6")(new)
+            new = Pointwise(4 * growth_rate, name=f"{name}_1x1")(new)
+            new = layers.BatchNormalization(name=f"{name}_3x3_norm")(new)
+            new = layers.ReLU(max_value=6, name=f"{name}_3x3_relu6")(new)
+            new = layers.Conv2D(growth_rate, 3, padding="same", name=f"{name}_3x3")(new)
+            moments = Moments(name=f"{name}_moments")(new, moments)
+            x = layers.Concatenate(name=f"block{block}" if pair == pairs else name)([new, x])
         if block < len(blocks):
-            x = layers.BatchNormalization(name=f"transition{block}_norm")(x)
+            x = BatchNormalization(name=f"transition{block}_norm")(x, moments)
             x = Pointwise(x.shape[-1] // 2, name=f"transition{block}")(x)
             x = layers.AveragePooling2D(2, name=f"transition{block}_pool")(x)
     x = layers.GlobalAveragePooling2D(name="embedding")(x)

@@ -13,7 +13,7 @@ from kdrun.storage import files, manifest
 
 # Raise when the same config would no longer give the same result: then no run from before is reused for it. Such runs
 # can still be read, compared, evaluated and teach.
-FORMAT = 5
+FORMAT = 6
 # keys of the config that only distilling depends on
 DISTILLING = ("temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective")
 _ARMS = ["student", "distill"]  # which a pipeline had before it had several seeds

@@ -24,7 +24,13 @@ from pathlib import Path
 import measuring
 
 HERE = Path(__file__).resolve().parent
-TOOLS = {"notebook": "notebook.py", "keras": "keras_distiller.py", "torch": "torch_loop.py"}
+TOOLS = {
+    "notebook": ["notebook.py"],
+    "keras": ["keras_distiller.py"],
+    "torch": ["torch_loop.py"],
+    "torch, bfloat16": ["torch_loop.py", "--bfloat16"],
+    "torch, compiled": ["torch_loop.py", "--compile"],
+}
 STEPS = {"112": 6, "32": 48, "mlp": 384}  # a measurement's training steps, of 128 images
 BATCH = 128
 BF16 = {"avx512_bf16", "amx_bf16"}  # instructions that mixed_bfloat16 is meant for
@@ -50,7 +56,11 @@ TARGETS = [
         2.0,
     ),
     ("teacher training at 112×112 in mixed_bfloat16, images/s", "112", "teacher, bf16", "notebook", 1.8),
-    ("nine jobs of 2 epochs at 32×32 (from measured jobs and steps)", "32", "sweep", "notebook", 3.0),
+    ("nine jobs of 2 epochs at 32×32 (from measured jobs and steps)", "32", "sweep", "notebook", 6.0),
+    ("distil at 112×112, images/s, cached", "112", "distill", "notebook", 3.0),
+    ("student alone at 112×112, images/s", "112", "student", "torch, bfloat16", 1.0),
+    ("mlp, batch 128, AdaBelief, images/s", "mlp", "student", "keras", 1.0),
+    ("mlp, batch 128, Adam, images/s", "mlp", "student, Adam", "keras", 1.25),
 ]
 
 
@@ -129,6 +139,15 @@ def sweep(folder: Path, case: str, overrides: list[str]) -> dict:
     return measured | {"steps": sum(job["steps"] for job in jobs), "between_jobs": statistics.median(gaps)}
 
 
+def beside(folder: Path, case: str) -> dict:
+    """Images/s of students alone, two jobs beside each other in workers of one thread: the sum of both."""
+    outputs = Path(tempfile.mkdtemp(dir=folder))
+    command = ["-m", "stage=student", f"outputs={outputs}", "seed=1,2", "workers=2", "measure_latency=false"]
+    measured = kdrun(folder, case, *command)
+    jobs = [json.loads(path.read_text())["results"] for path in outputs.glob("sweeps/*/*/run.json")]
+    return measured | {"images_per_second": sum(job["images_per_second"] for job in jobs)}
+
+
 def measure(case: str, phases: list[str], rounds: int, folder: Path) -> list[dict]:
     """A case's measurements, in the order in which they were made."""
     rows = []
@@ -143,11 +162,14 @@ def measure(case: str, phases: list[str], rounds: int, folder: Path) -> list[dic
     size = ["--image-size", str(image_size), "--steps", str(STEPS[case])]
     for _ in range(rounds):
         for phase in phases:
-            for tool, script in TOOLS.items():
-                if tool != "torch" or importlib.util.find_spec("torch"):
-                    note(tool, phase, run([sys.executable, str(HERE / script), phase, net, *size], folder))
+            for tool, (script, *flags) in TOOLS.items():
+                if "torch" not in tool or importlib.util.find_spec("torch"):
+                    note(tool, phase, run([sys.executable, str(HERE / script), phase, net, *size, *flags], folder))
             if phase != "distill":
                 note("kdrun", phase, trained(folder, case, phase))
+            if phase == "student":
+                note("kdrun", "student, Adam", trained(folder, case, phase, "optimizer=adam"))
+                note("kdrun, two jobs", phase, beside(folder, case))
         if case == "112" and BF16 & instructions() and "teacher" in phases:
             note("kdrun", "teacher, bf16", trained(folder, case, "teacher", "precision=mixed_bfloat16"))
         note("kdrun", "distill, live", trained(folder, case, "distill", *teacher, "teacher.cache=off"))
@@ -173,6 +195,8 @@ class Medians:
         """What a target compares, as seconds (an image's, where it is a rate)."""
         if measured in ("student", "distill"):
             return 1 / self(case, tool, measured, "images_per_second")
+        if measured == "student, Adam":
+            return 1 / self(case, tool, measured if tool == "kdrun" else "student", "images_per_second")
         if measured == "teacher, bf16":
             return 1 / self(case, tool, measured if tool == "kdrun" else "teacher", "images_per_second")
         if measured == "first":
@@ -205,6 +229,9 @@ def tables(rows: list[dict]) -> str:
             ("notebook", "distill"),
             ("keras", "distill"),
             ("torch", "distill"),
+            ("torch, bfloat16", "distill"),
+            ("torch, compiled", "distill"),
+            ("kdrun, two jobs", "distill"),
             ("kdrun", "distill, live"),
             ("kdrun", "distill"),
         ):

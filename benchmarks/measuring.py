@@ -23,6 +23,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--bfloat16", action="store_true", help="PyTorch: autocast, and its fused Adam")
+    parser.add_argument("--compile", action="store_true", help="PyTorch: torch.compile")
     return parser.parse_args()
 
 

@@ -1,4 +1,7 @@
-"""A plain PyTorch loop: channels_last, Adam, the teacher under no_grad in every step."""
+"""A plain PyTorch loop: channels_last, Adam, the teacher under no_grad in every step.
+
+With --bfloat16 its forward passes are under autocast, and its Adam is the fused one; --compile compiles the networks.
+"""
 
 import measuring
 import torch
@@ -55,7 +58,10 @@ def main() -> None:
     }
     built = {role: net.to(memory_format=torch.channels_last) for role, net in built.items()}
     model = built["student" if asked.phase == "distill" else asked.phase].train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=measuring.LEARNING_RATE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=measuring.LEARNING_RATE, fused=asked.bfloat16)
+    called = {role: torch.compile(net) if asked.compile else net for role, net in built.items()}
+    student = called["student" if asked.phase == "distill" else asked.phase]
+    half = torch.autocast("cpu", torch.bfloat16, enabled=asked.bfloat16)
     images_in_memory, labels_in_memory = (torch.from_numpy(array) for array in measuring.training_images())
     order = torch.randperm(len(labels_in_memory))
     clock = measuring.Clock(asked.batch_size)
@@ -65,11 +71,15 @@ def main() -> None:
         if images.shape[-1] != asked.image_size:
             images = functional.interpolate(images, size=asked.image_size, mode="bilinear")
         images, labels = images.contiguous(memory_format=torch.channels_last), labels_in_memory[chosen].long()
-        z = model(images)
+        with half:
+            z = student(images)
+        z = z.float()
         loss = functional.cross_entropy(z, labels)
         if asked.phase == "distill":
-            with torch.no_grad():
-                v = built["teacher"].eval()(images)
+            built["teacher"].eval()
+            with torch.no_grad(), half:
+                v = called["teacher"](images)
+            v = v.float()
             t = measuring.TEMPERATURE
             soft = functional.kl_div(
                 functional.log_softmax(z / t, 1),

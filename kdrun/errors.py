@@ -43,6 +43,15 @@ class NoRoom(Unfinished):
         return f"{super().__str__()} {advice}"
 
 
+class Killed(Unfinished):
+    """The process that did it is gone, whatever has ended it; what it had saved is good."""
+
+    def __str__(self) -> str:
+        if self.run_dir:
+            return f"{super().__str__()} Go on with: {commands.resume(self.run_dir)}"
+        return f"{super().__str__()} The same command again goes on with it."
+
+
 class Stopped(Unfinished):
     """A signal asked the run to end."""
 
@@ -74,7 +83,7 @@ def rebuilt(values: Mapping[str, Any]) -> KdrunError:
     if values["kind"] == "Stopped":
         error: KdrunError = Stopped(values["signal"], values["text"])
     else:
-        kinds = {kind.__name__: kind for kind in (InputError, Diverged, Unfinished, NoRoom)}
+        kinds = {kind.__name__: kind for kind in (InputError, Diverged, Unfinished, Killed, NoRoom)}
         error = kinds.get(values["kind"], KdrunError)(values["text"])
     if isinstance(error, Unfinished) and "run_dir" in values:
         error.run_dir = Path(values["run_dir"])

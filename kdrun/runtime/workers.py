@@ -199,10 +199,7 @@ class Pool:
         code = worker.process.wait()
         if worker.task is not None:
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            said = (
-                f"The process of {worker.task.name} was ended {how}. The same command again goes on with what it saved."
-            )
-            _end(worker.task, None, errors.KdrunError(said))
+            _end(worker.task, None, errors.Killed(f"The process of {worker.task.name} was ended {how}."))
 
     def _forget(self, worker: _Worker) -> None:
         self._selector.unregister(worker.output)

@@ -49,6 +49,18 @@ def is_there(process: int) -> bool:
         return False
 
 
+@pytest.fixture(autouse=True, scope="module")
+def all_cores():
+    """Workers have the machine's cores, which conftest leaves one of to each of pytest's own."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    yield
+    os.sched_setaffinity(0, before)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict:
     """The bits of the sweep, done in one process."""
@@ -57,7 +69,7 @@ def undisturbed(tmp_path_factory) -> dict:
     return bits_of_jobs(folder)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_bits_do_not_depend_on_how_many_workers(undisturbed, tmp_path, capfd, workers):
     assert main([*SWEEP, "epochs=12", f"workers={workers}", f"outputs={tmp_path}"]) == 0
     assert len(undisturbed) == 4 and bits_of_jobs(tmp_path) == undisturbed
@@ -95,7 +107,35 @@ def test_a_killed_worker_costs_its_job_alone_which_goes_on_to_the_same_bits(undi
     assert bits_of_jobs(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.slow
+def test_a_pipeline_goes_on_where_one_of_its_workers_was_killed(tmp_path):
+    given = [*TINY, "epochs=6", "seeds=2", "seed=1", "teacher.seed=1", "student.epochs=60"]
+    began = start(tmp_path, *given, "workers=2", "outputs=.")
+    deadline = time.monotonic() + 120
+    while not (state := next(tmp_path.glob("student/*/checkpoints/state-*/manifest.json"), None)):
+        assert time.monotonic() < deadline and began.poll() is None
+        time.sleep(0.02)
+    os.kill(json.loads((state.parents[2] / "run.json").read_text())["pid"], signal.SIGKILL)
+    said, _ = began.communicate(timeout=120)
+    (pipeline,) = tmp_path.glob("pipeline/*")
+    assert began.returncode == 1 and f"Go on with: kdrun resume={pipeline}" in said, said
+    again = start(tmp_path, f"resume=pipeline/{pipeline.name}", "workers=1")
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert main([*given, "workers=1", f"outputs={tmp_path / 'undisturbed'}"]) == 0
+    for stage in ("teacher", "student", "distill"):
+        found, expected = (
+            {json.loads((path / "run.json").read_text())["seed"]: bits(path) for path in folder.glob(f"{stage}/*")}
+            for folder in (tmp_path, tmp_path / "undisturbed")
+        )
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGKILL))],
+    ids=lambda number: number.name,
+)
 def test_what_ends_the_command_ends_its_workers_whose_states_are_saved(undisturbed, tmp_path, number):
     began = start(tmp_path, *SWEEP, "epochs=1200", "workers=2", "outputs=.")
     at_work = writers(tmp_path, 2)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 from filelock import FileLock
 
 from kdrun.cli.main import main
@@ -685,14 +686,32 @@ def assert_close_students(one: Path, other: Path) -> None:
         np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
 
 
-def test_a_student_of_kept_logits_is_bit_for_bit_that_of_a_live_teacher(teacher, live, tmp_path, capsys):
+def answers_alike_wherever(teacher: Path) -> bool:
+    """Whether the processor gives an image the same bits wherever in its batch of 64 it stands, of this teacher: an AMD
+    EPYC does of few."""
+    import tensorflow as tf
+
+    network, images = reference.network(teacher, "best"), reference.split("train", **SIZES)[0]
+    answer = tf.function(lambda batch: network(batch, training=False), input_signature=[tf.TensorSpec([64, 28, 28, 1])])
+    random, in_order = np.random.default_rng(0), np.concatenate([answer(part) for part in np.split(images, 5)])
+    for _ in range(20):
+        order = random.permutation(320)
+        found = np.concatenate([answer(part) for part in np.split(images[order], 5)])
+        if found.tobytes() != in_order[order].tobytes():
+            return False
+    return True
+
+
+def test_a_student_of_kept_logits_is_that_of_a_live_teacher(teacher, live, tmp_path, capsys):
     assert record_of(live)["config"]["teacher"]["cache"] == "off"
     assert "runs beside the student: teacher.cache=off" in (live / "kdrun.log").read_text()
     assert not (live.parent / ".cache").exists()
     kept = run(tmp_path, teacher, "kept", *FIFTY_STEPS, "teacher.cache=on")
     said = capsys.readouterr().out
     assert "teacher cache: filled" in said and "beside" not in said
-    assert_same_student(kept, live)
+    assert_close_students(kept, live)
+    if answers_alike_wherever(teacher):
+        assert_same_student(kept, live)
 
     # agreement and divergence are those with the logits that are kept
     (entry,) = entries(tmp_path)

@@ -19,7 +19,10 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 # A machine of one core: jobs of sweeps and pipelines are done in the test's own process, with the one thread that they
 # have wherever they are done. Tests of workers ask for some.
 if hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
+    found = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    cores = list(
+        map(int, os.environ.setdefault("KDRUN_TEST_CORES", found).split(","))
+    )  # before pytest's workers inherit one
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     os.sched_setaffinity(0, {cores[number % len(cores)]})
 

@@ -36,7 +36,7 @@ FREE = {
     "teacher.overlap": "what is refused",
 }
 _DISTILLING = ["temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective"]
-_OF_SEVERAL = ["seeds", "teachers", "controls"]  # of which one network is one
+_OF_SEVERAL = ["seeds", "teachers", "controls", "arms"]  # of which one network is one
 _TRAINING = ["epochs", "patience", "batch_size"]
 # What a stage's network does not depend on: another's keys, and what the sums of the teachers' weights stand for.
 OF_OTHERS = {

@@ -1,7 +1,9 @@
 """Teacher, students alone, distilled students and controls, over one seed or several, and how they compare."""
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from kdrun.config.schema import for_role
@@ -64,6 +66,9 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
         with chain.parts_of(config, run_dir, record, jobs) as parts:
             teachers = _teachers(config, students, parts) if students else []
             networks = _students(config, students, teachers, parts)
+            threading.Thread(
+                target=import_module, args=("kdrun.reports.comparison",)
+            ).start()  # seconds, while others work
             parts.wait()
         runs_of_teachers = [path for path in teachers if path.is_dir()]
         rows = [_row("teacher", path, teachers) for path in runs_of_teachers]

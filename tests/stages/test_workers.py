@@ -12,6 +12,7 @@ import pytest
 from held import bits
 
 from kdrun.cli.main import main
+from kdrun.runtime.workers import places
 
 TINY = ["data.image_size=8", "data.train_size=320", "data.validation_size=64", "data.test_size=64", "batch_size=16"]
 TINY += ["optimizer=adam", "tensorboard.histograms=false", "measure_latency=false", "cache_dir=cache"]
@@ -67,6 +68,18 @@ def undisturbed(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert main([*SWEEP, "epochs=12", "workers=1", f"outputs={folder}"]) == 0
     return bits_of_jobs(folder)
+
+
+def test_auto_is_a_worker_a_core_as_far_as_jobs_and_memory_go(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cores = len(os.sched_getaffinity(0))
+    assert places("auto", jobs=100, threads=1, bytes_of_one=1) == cores
+    assert places("auto", jobs=100, threads=cores, bytes_of_one=1) == 1
+    assert places("auto", jobs=1, threads=1, bytes_of_one=1) == 1
+    assert places("auto", jobs=100, threads=1, bytes_of_one=10**15) == 1
+    assert places(3, jobs=2, threads=1, bytes_of_one=10**15) == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert places("auto", jobs=100, threads=1, bytes_of_one=1) == 3
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])

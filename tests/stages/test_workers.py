@@ -30,6 +30,13 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def ended(process: subprocess.Popen) -> str:
+    """What a command has said that has ended well."""
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
 def writers(folder: Path, least: int) -> dict[Path, int]:
     """The processes that are writing jobs, once there are so many that have saved a state."""
     deadline = time.monotonic() + 120
@@ -66,7 +73,7 @@ def all_cores():
 def undisturbed(tmp_path_factory) -> dict:
     """The bits of the sweep, done in one process."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert main([*SWEEP, "epochs=12", "workers=1", f"outputs={folder}"]) == 0
+    ended(start(folder, *SWEEP, "epochs=12", "workers=1", "outputs=."))
     return bits_of_jobs(folder)
 
 
@@ -135,7 +142,7 @@ def test_a_pipeline_goes_on_where_one_of_its_workers_was_killed(tmp_path):
     again = start(tmp_path, f"resume=pipeline/{pipeline.name}", "workers=1")
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 0, said
-    assert main([*given, "workers=1", f"outputs={tmp_path / 'undisturbed'}"]) == 0
+    ended(start(tmp_path, *given, "workers=1", "outputs=undisturbed"))
     for stage in ("teacher", "student", "distill"):
         found, expected = (
             {json.loads((path / "run.json").read_text())["seed"]: bits(path) for path in folder.glob(f"{stage}/*")}

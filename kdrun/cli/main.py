@@ -203,7 +203,7 @@ def _workers(sweep: sweeps.Sweep) -> Iterator[Pool | None]:
     if sweep.workers == 1:
         yield None
         return
-    with signals.on_signals(), Pool(sweep.workers, work.MODULE) as pool:
+    with signals.on_signals(), Pool(sweep.workers, work.WORKER) as pool:
         yield pool
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -61,12 +62,11 @@ def check_request(options: argparse.Namespace, flags: Sequence[str], searched: S
     overrides of the user's own folder. Raises InputError, resuming.Completed, or what Hydra raises."""
     from kdrun import stages
 
-    _take_sweep_of_files(options, searched)
-    _leave_study_to_pipelines(options, searched)
-    overrides, growing = options.overrides, False
-    identities: dict[str | None, list[dict | None]] = {}
-    for key, job in _jobs(overrides) if options.multirun else [(None, overrides)]:
-        composed = compose([*job, *searched], options.config_name or CONFIG)
+    growing, identities = False, dict[str | None, list[dict | None]]()
+    first = _with_files_words(options, searched)
+    for key, job in _jobs(options.overrides) if options.multirun else [(None, options.overrides)]:
+        composed = first or compose([*job, *searched], options.config_name or CONFIG)
+        first = None
         values = _load(composed, job)
         if values["resume"] not in (None, "auto"):
             if options.multirun:
@@ -81,40 +81,38 @@ def check_request(options: argparse.Namespace, flags: Sequence[str], searched: S
     return Request(options, searched, composed, values, growing)
 
 
-def _leave_study_to_pipelines(options: argparse.Namespace, searched: Sequence[str]) -> None:
-    """Leave out a preset's seeds, teachers and controls, which are for its pipeline, where the command line has another
-    stage or sweeps over seed, and does not name them."""
+def _with_files_words(options: argparse.Namespace, searched: Sequence[str]) -> DictConfig | None:
+    """Add to the command line what config files ask for, or what it leaves out of them; returns the first job's config
+    where that is as the command line had it before."""
     given = {override.get_key_element().lstrip("+"): override for override in parsed(options.overrides)}
-    if "experiment" not in given or "resume" in given:
-        return
-    if "stage" not in given and not ("seed" in given and given["seed"].is_sweep_override()):
-        return
-    fixed = [hydra_keys.word_of(override) for override in given.values() if not override.is_sweep_override()]
-    composed = compose([*fixed, *searched], options.config_name or CONFIG)
-    alone = {"seeds": "seeds=null", "teachers": "teachers=null", "controls": "controls=none"}
-    options.overrides = [
-        *options.overrides,
-        *(word for key, word in alone.items() if key not in given and composed.get(key)),
-    ]
-
-
-def _take_sweep_of_files(options: argparse.Namespace, searched: Sequence[str]) -> None:
-    """Have a sweep that a config file asks for (hydra.mode, hydra.sweeper.params) be as if the command line had it,
-    which goes first."""
-    given = parsed(options.overrides)
-    fixed = [hydra_keys.word_of(override) for override in given if not override.is_sweep_override()]
-    if not options.multirun and not any(word.startswith("experiment=") for word in fixed) and not searched:
-        return  # nobody's file but kdrun's own
-    composed = compose([*fixed, *searched], options.config_name or CONFIG)
+    (_, first), *_ = _jobs(options.overrides)
+    composed = compose([*first, *searched], options.config_name or CONFIG)
     if composed.hydra.mode == RunMode.MULTIRUN:
         options.multirun = True
-    if not options.multirun or composed.hydra.runtime.choices["hydra/sweeper"] != "basic":
-        return
-    keys = {override.get_key_element().lstrip("+") for override in given}
-    params = composed.hydra.sweeper.get("params") or {}
-    words = [f"{key}={value}" for key, value in params.items() if str(key) not in keys]
+    words = _files_sweep(composed, given) if options.multirun else []
+    words += _without_presets_study(composed, given)
     check_words(words)
     options.overrides = [*options.overrides, *words]
+    is_swept = any(override.is_sweep_override() for override in given.values())
+    return None if words or (is_swept and not options.multirun) else composed
+
+
+def _files_sweep(composed: DictConfig, given: Mapping[str, Override]) -> list[str]:
+    """What a config file sweeps over (hydra.sweeper.params) and the command line does not name, as its words."""
+    if composed.hydra.runtime.choices["hydra/sweeper"] != "basic":
+        return []
+    params = composed.hydra.sweeper.get("params") or {}
+    return [f"{key}={value}" for key, value in params.items() if str(key) not in given]
+
+
+def _without_presets_study(composed: DictConfig, given: Mapping[str, Override]) -> list[str]:
+    """The words that leave out a preset's seeds, teachers and controls, which are for its pipeline: where the command
+    line has another stage or sweeps over seed, and does not name them."""
+    is_pipeline = "stage" not in given and not ("seed" in given and given["seed"].is_sweep_override())
+    if "experiment" not in given or "resume" in given or is_pipeline:
+        return []
+    without = {"seeds": "seeds=null", "teachers": "teachers=null", "controls": "controls=none"}
+    return [word for key, word in without.items() if key not in given and composed.get(key)]
 
 
 def find_place(request: Request) -> Place:

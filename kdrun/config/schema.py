@@ -145,6 +145,10 @@ def with_arms(given: Mapping) -> Mapping:
     return {**given, "stage": whole, "arms": [stage]} if whole and asked else given
 
 
+# the keys of several jobs, as they are in the config of one
+ONE_JOB: dict[str, Any] = {"workers": 1, "seeds": None, "teachers": None, "controls": {}}
+
+
 def overlaid(config: Mapping, control: Mapping) -> dict:
     """The config with what a control changes; its objectives are instead of others, not beside them."""
     found = dict(config)

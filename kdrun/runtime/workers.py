@@ -13,8 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +116,7 @@ class Pool:
         self._module = module
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
+        self._is_stopping = False
 
     def __enter__(self) -> "Pool":
         from kdrun.runtime.live import Table
@@ -135,10 +135,9 @@ class Pool:
         self.tasks.insert(0 if first else len(self.tasks), task)
         return task
 
-    def wait(self, tasks: Iterable[Task] | None = None) -> None:
-        """Wait until these tasks, or all, have ended. Raises Stopped after a signal."""
-        tasks = list(self.tasks if tasks is None else tasks)
-        while not all(task.has_ended for task in tasks):
+    def wait(self) -> None:
+        """Wait until all tasks have ended. Raises Stopped after a signal."""
+        while not all(task.has_ended for task in self.tasks):
             self.attend()
 
     def attend(self, seconds: float = 0.1) -> None:
@@ -159,8 +158,8 @@ class Pool:
             if worker is None or worker.threads != task.threads:  # TensorFlow has the threads that it began with
                 if worker is not None and len(self._workers) >= self.size:
                     self._forget(worker)
-                taken = Counter(each.number for each in self._workers)
-                worker = _Worker(self._module, min(set(range(self.size)) - set(taken)), task.threads)
+                free = set(range(self.size)) - {each.number for each in self._workers}
+                worker = _Worker(self._module, min(free), task.threads)
                 self._workers.append(worker)
                 self._selector.register(worker.output, selectors.EVENT_READ, worker)
             worker.begin(task)
@@ -191,7 +190,7 @@ class Pool:
                 task.progress = line["progress"]
             else:
                 worker.task = None
-                _end(task, line.get("result"), errors.rebuilt(line["error"]) if line.get("error") else None)
+                self._end(task, line.get("result"), errors.rebuilt(line["error"]) if line.get("error") else None)
 
     def _bury(self, worker: _Worker) -> None:
         """A worker is gone: so is what it was doing since it saved its state last."""
@@ -199,7 +198,15 @@ class Pool:
         code = worker.process.wait()
         if worker.task is not None:
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            _end(worker.task, None, errors.Killed(f"The process of {worker.task.name} was ended {how}."))
+            self._end(worker.task, None, errors.Killed(f"The process of {worker.task.name} was ended {how}."))
+            worker.task = None
+
+    def _end(self, task: Task, result: Any, error: BaseException | None) -> None:
+        if error and not self._is_stopping:
+            log.error("%s failed: %s", task.name, error)
+        task.status = "failed" if error else "done"
+        task.result, task.error = result, error
+        task.seconds = time.monotonic() - task.began
 
     def _forget(self, worker: _Worker) -> None:
         self._selector.unregister(worker.output)
@@ -208,6 +215,7 @@ class Pool:
 
     def _stop(self) -> None:
         """End all workers: those at work save their states first; those that have made no step have nothing to save."""
+        self._is_stopping = True
         at_work = [worker for worker in self._workers if worker.task is not None]
         for worker in at_work:
             _send(worker, signal.SIGTERM)
@@ -252,14 +260,6 @@ def available_memory() -> int:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         found.append(max(0, limit - used))
     return min(found)
-
-
-def _end(task: Task, result: Any, error: BaseException | None) -> None:
-    if error and not isinstance(error, errors.Stopped):
-        log.error("%s failed: %s", task.name, error)
-    task.status = "failed" if error else "done"
-    task.result, task.error = result, error
-    task.seconds = time.monotonic() - task.began
 
 
 def _send(worker: _Worker, number: signal.Signals) -> None:

@@ -2,15 +2,15 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from kdrun import stages
-from kdrun.config.schema import shared
+from kdrun.config.schema import ONE_JOB, shared
 from kdrun.errors import InputError
 from kdrun.runs import directory, recording
 from kdrun.runs import record as runs
@@ -20,9 +20,6 @@ from kdrun.runtime.workers import Pool, Task
 from kdrun.stages import work
 
 log = logging.getLogger(__name__)
-
-# what a part has no use for: it is one job, of one seed
-_ONE_JOB: dict[str, Any] = {"workers": 1, "seeds": None, "teachers": None, "controls": {}}
 
 
 class _Begun(NamedTuple):
@@ -45,15 +42,15 @@ class Parts:
 
         `config` is that of the chain, and `own` the stage's own keys.
         """
-        config = {**shared(config), **own, **_ONE_JOB, "stage": identity["stage"]}
+        config = {**shared(config), **own, **ONE_JOB, "stage": identity["stage"]}
         begun = self._record.setdefault("stages", {})
         lock = self._locked(config, identity)
-        try:
+        with ExitStack() as unless_handed_on:
+            unless_handed_on.callback(_release, lock)
             found = _good(begun.get(name), identity) or reusable(config, identity)
             if found and (reused := runs.read(found))["status"] == "completed":
                 log.info("%s: reusing the completed run %s%s", name, found, runs.other_code(reused))
                 begun[name] = str(found)
-                _release(lock)
                 return found
             run_dir = found or directory.create(config["outputs"], config["stage"])
             begun[name] = str(run_dir)
@@ -62,15 +59,12 @@ class Parts:
             if self._pool is None:
                 tensorflow.load_tensorflow(threads)
                 stages.run(config, run_dir)
-                _release(lock)
                 return run_dir
-        except BaseException:
-            _release(lock)
-            raise
-        words = recording.words()
-        task = work.as_task("stage", name, threads, config, run_dir=str(run_dir), words=words)
-        self._begun[run_dir] = _Begun(self._pool.submit(task), lock)
-        return run_dir
+            words = recording.words()
+            task = work.as_task("stage", name, threads, config, run_dir=str(run_dir), words=words)
+            self._begun[run_dir] = _Begun(self._pool.submit(task), lock)
+            unless_handed_on.pop_all()
+            return run_dir
 
     def ask(self, config: Mapping, source: Path) -> None:
         """Have a teacher's outputs cached before its students are trained, where they are to be cached."""
@@ -81,20 +75,11 @@ class Parts:
             ask(config, source)
             return
         asks = work.as_task("cached", "teacher's outputs", work.threads_beside(config), config, source=str(source))
-        task = self._pool.submit(asks, first=True)
-        self._pool.wait([task])
-        if task.error:
-            raise task.error
+        self._wait([self._pool.submit(asks, first=True)])
 
     def wait(self, *run_dirs: Path) -> None:
         """Wait for these parts, or for all. Raises the first error of those that failed, when all have ended."""
-        waited_for = [begun.task for run_dir, begun in self._begun.items() if not run_dirs or run_dir in run_dirs]
-        while not all(task.has_ended for task in waited_for):
-            self._attend()
-        self._settle()
-        for task in waited_for:
-            if task.error:
-                raise task.error
+        self._wait([begun.task for run_dir, begun in self._begun.items() if not run_dirs or run_dir in run_dirs])
 
     def have_ended(self, *run_dirs: Path) -> bool:
         """Whether none of these is with a worker, or waits for one."""
@@ -105,15 +90,19 @@ class Parts:
         for begun in self._begun.values():
             _release(begun.lock)
 
+    def _wait(self, tasks: Sequence[Task]) -> None:
+        while not all(task.has_ended for task in tasks):
+            self._attend()
+        for task in tasks:
+            if task.error:
+                raise task.error
+
     def _attend(self) -> None:
         if self._pool is None:
             signals.check()
             time.sleep(0.2)
-        else:
-            self._pool.attend()
-            self._settle()
-
-    def _settle(self) -> None:
+            return
+        self._pool.attend()
         for begun in self._begun.values():
             if begun.task.has_ended:
                 _release(begun.lock)
@@ -144,7 +133,7 @@ def parts_of(config: Mapping, run_dir: Path, record: dict, jobs: int) -> Iterato
     if size == 1:
         yield Parts(run_dir, record, None)
         return
-    with Pool(size, work.MODULE) as pool:
+    with Pool(size, work.WORKER) as pool:
         parts = Parts(run_dir, record, pool)
         try:
             yield parts

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdrun import stages
 from kdrun.config import rules
-from kdrun.config.schema import shared
+from kdrun.config.schema import ONE_JOB, shared
 from kdrun.registry import register
 from kdrun.runs import directory
 from kdrun.runs.recording import recording
@@ -27,7 +27,7 @@ def compare(config: Mapping, run_dir: Path, *, runs: rules.Paths) -> dict:
 
 def sweep(config: Mapping, folder: str) -> None:
     """Compare the runs of a sweep of a stage that compares its own, over all its jobs, as a run beside them."""
-    of_all = {**shared(config), "stage": "compare", "runs": folder, "seeds": None, "teachers": None, "controls": {}}
+    of_all = {**shared(config), **ONE_JOB, "stage": "compare", "runs": folder}
     stages.run(of_all, directory.create(config["outputs"], "compare"))
 
 

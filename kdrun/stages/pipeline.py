@@ -66,9 +66,8 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
         with chain.parts_of(config, run_dir, record, jobs) as parts:
             teachers = _teachers(config, students, parts) if students else []
             networks = _students(config, students, teachers, parts)
-            threading.Thread(
-                target=import_module, args=("kdrun.reports.comparison",)
-            ).start()  # seconds, while others work
+            # takes seconds, and this process has nothing else to do
+            threading.Thread(target=import_module, args=["kdrun.reports.comparison"]).start()
             parts.wait()
         runs_of_teachers = [path for path in teachers if path.is_dir()]
         rows = [_row("teacher", path, teachers) for path in runs_of_teachers]

@@ -1,30 +1,21 @@
-"""A stage's work, in this process or in a worker: TensorFlow loaded with the right threads, the command recorded.
-
-`main` is what a worker process runs; see kdrun.runtime.workers.
-"""
+"""A stage's work, in this process or in a worker: TensorFlow loaded with the right threads, the command recorded."""
 
 import json
-import logging
 import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from kdrun import errors, registry, stages
+from kdrun import registry, stages
 from kdrun.config import schema
 from kdrun.errors import InputError, KdrunError
-from kdrun.plugins import load
 from kdrun.runs import record as runs
 from kdrun.runs import recording, sweeps
-from kdrun.runtime import progress, tensorflow
+from kdrun.runtime import tensorflow
 from kdrun.runtime.workers import Task
 
-MODULE = __name__
+WORKER = "kdrun.stages.worker"  # the module whose `main` a worker process runs
 
 
 def do(values: Mapping, run_dir: Path, words: Sequence[str] | None, threads: int | None = None) -> dict:
@@ -92,7 +83,7 @@ def directory_of(sweep: sweeps.Sweep, given: dict, words: Sequence[str]) -> Path
 
 
 def as_task(what: str, name: str, threads: int, config: Mapping, **of_it: Any) -> Task:
-    """A task for a worker: one of DOES with its keywords."""
+    """A task for a worker: one of worker.DOES with its keywords."""
     module = config["objective"].get("module") if isinstance(config.get("objective"), Mapping) else None
     files = [*config.get("plugins", ()), *([module] if module else [])]
     does = {"what": what, "plugins": files, "config": config, **of_it}
@@ -120,73 +111,3 @@ _INPUTS: tuple[str, ...] = (
 _INPUTS += tuple(
     f"{group}.{key}" for group in ("optimizer", "student.optimizer") for key in ("learning_rate", "schedule")
 )
-
-
-def _stage(config: dict, run_dir: str, words: list[str] | None, threads: int) -> dict:
-    return do(config, Path(run_dir), words, threads)
-
-
-def _sweep_job(config: dict, sweep: list, number: int, words: list[str], threads: int) -> dict | None:
-    return sweep_job(sweeps.Sweep(*sweep), number, config, words)
-
-
-def _cached(config: dict, source: str, threads: int) -> None:
-    """Have a teacher's outputs cached, where they are to be."""
-    from kdrun.stages.cache import ask
-
-    tensorflow.load_tensorflow(threads)
-    ask(config, Path(source))
-
-
-DOES: dict[str, Callable] = {"stage": _stage, "sweep_job": _sweep_job, "cached": _cached}
-
-
-class _Sent(logging.Handler):
-    """Log lines, sent to the process whose worker this is."""
-
-    def __init__(self, say: Callable):
-        super().__init__()
-        self._say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._say({"log": record.getMessage(), "level": record.levelno})
-
-
-def main() -> None:
-    """Do what standard input tells, a line a task, until it ends; what came of each goes to standard output."""
-    output = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what others print is no answer
-
-    def say(line: Mapping) -> None:
-        with suppress(BrokenPipeError):  # nobody listens any more: `_listen` sees it, too
-            output.write(json.dumps(line) + "\n")
-            output.flush()
-
-    logger = logging.getLogger("kdrun")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(_Sent(say))
-    progress.goes_to(lambda values: say({"progress": values}))
-    tasks: SimpleQueue[dict | None] = SimpleQueue()
-    threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
-    while (task := tasks.get()) is not None:
-        say(_answer(**task))
-    os._exit(0)  # TensorFlow would take a while to end
-
-
-def _answer(what: str, plugins: list[str], **of_it: Any) -> dict:
-    try:
-        load(plugins)
-        return {"result": DOES[what](**of_it)}
-    except SystemExit as end:  # a sweep's job that a signal has stopped
-        number = int(end.code or 0) - 128
-        return {"error": errors.plain(errors.Stopped(number, f"Stopped by {signal.Signals(number).name}."))}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other process is to know
-        return {"error": errors.plain(error)}
-
-
-def _listen(tasks: SimpleQueue) -> None:
-    for line in sys.stdin:
-        tasks.put(json.loads(line))
-    tasks.put(None)
-    os.kill(os.getpid(), signal.SIGTERM)  # who gave the tasks is gone, or wants no more of them

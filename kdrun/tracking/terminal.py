@@ -22,13 +22,13 @@ class Terminal(Tracker):
     _bar: Progress | None = None
 
     def start(self, run: Run) -> None:
-        """Show the bar."""
+        """Show the bar, unless another process shows how far this one is."""
+        self._title, self._epochs = run.title, run.epochs
+        if progress.is_elsewhere():
+            return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._title, self._run, self._epoch = run.title, run, run.epoch
-        if progress.is_elsewhere():
-            return
         console = Console()
         columns = (
             TextColumn("{task.description}"),
@@ -46,28 +46,20 @@ class Terminal(Tracker):
 
     def steps(self, steps: Steps) -> None:
         """Move the bar on."""
-        loss, accuracy, run = steps.latest["loss"], steps.latest["accuracy"], self._run
-        progress.tell(
-            step=steps.step,
-            steps=run.epochs * run.steps_per_epoch,
-            epoch=self._epoch,
-            epochs=run.epochs,
-            accuracy=accuracy,
-            images_per_second=steps.images_per_second,
-        )
+        loss, accuracy = steps.latest["loss"], steps.latest["accuracy"]
         shown = f"loss {loss:.4f}, accuracy {accuracy:.3f}, {steps.images_per_second:,.0f} images/s"
-        if self._bar is not None:
+        if self._bar is not None:  # else the progress is shown by another process
             self._bar.update(self._task, completed=steps.step, shown=shown)
 
     def epoch(self, epoch: Epoch) -> None:
         """Log the epoch's line."""
-        train, validation, self._epoch = epoch.train, epoch.validation, epoch.number
+        train, validation = epoch.train, epoch.validation
         log.info(
             "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation cross-entropy %.4f  accuracy %.4f%s  |  "
             "%s images/s%s",
             self._title,
             epoch.number,
-            self._run.epochs,
+            self._epochs,
             train["loss"],
             train["accuracy"],
             validation["cross_entropy"],

@@ -19,6 +19,7 @@ import numpy as np
 
 from kdrun.errors import InputError, KdrunError
 from kdrun.registry import get
+from kdrun.runtime import progress
 from kdrun.storage.forms import problem
 from kdrun.tracking.clock import Clock
 
@@ -170,6 +171,15 @@ class Trackers:
         """Note `count` more steps; `latest` are the last one's metrics by name."""
         self._clock.count(count)
         steps = Steps(self._clock.steps, count, latest, self._clock.images_per_second())
+        run = self._run
+        progress.tell(
+            step=steps.step,
+            steps=run.epochs * run.steps_per_epoch,
+            epoch=steps.step // run.steps_per_epoch,
+            epochs=run.epochs,
+            accuracy=latest["accuracy"],
+            images_per_second=steps.images_per_second,
+        )
         for tracker in self._trackers.values():
             tracker.steps(steps)
 

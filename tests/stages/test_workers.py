@@ -129,7 +129,7 @@ def test_a_killed_worker_costs_its_job_alone_which_goes_on_to_the_same_bits(undi
 
 @pytest.mark.slow
 def test_a_pipeline_goes_on_where_one_of_its_workers_was_killed(tmp_path):
-    given = [*TINY, "epochs=6", "seeds=2", "seed=1", "teacher.seed=1", "student.epochs=60"]
+    given = [*TINY, "epochs=6", "seeds=2", "seed=1", "teacher.seed=1", "student.epochs=60", "threads=2"]
     began = start(tmp_path, *given, "workers=2", "outputs=.")
     deadline = time.monotonic() + 120
     while not (state := next(tmp_path.glob("student/*/checkpoints/state-*/manifest.json"), None)):
@@ -143,6 +143,8 @@ def test_a_pipeline_goes_on_where_one_of_its_workers_was_killed(tmp_path):
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 0, said
     ended(start(tmp_path, *given, "workers=1", "outputs=undisturbed"))
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*/*/run.json")]
+    assert {record["threads"] for record in records if record["stage"] != "compare"} == {2}  # those begun later, too
     for stage in ("teacher", "student", "distill"):
         found, expected = (
             {json.loads((path / "run.json").read_text())["seed"]: bits(path) for path in folder.glob(f"{stage}/*")}

@@ -16,6 +16,7 @@ from kdrun.cli.main import main
 from kdrun.errors import KdrunError
 from kdrun.registry import register
 from kdrun.runs import record as runs
+from kdrun.runtime import progress
 from kdrun.runtime import tensorflow as startup
 from kdrun.storage.forms import count
 from kdrun.storage.manifest import sealed, unsealed
@@ -342,3 +343,18 @@ def test_histograms_follow_their_key_in_a_run_that_goes_on(interrupted, tmp_path
 def test_what_is_no_tracker_is_refused(given, said, command):
     ended = command("stage=student", given)
     assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1
+
+
+def test_another_process_is_told_of_progress_whoever_follows(tmp_path):
+    told = []
+    progress.goes_to(told.append)
+    try:
+        with Trackers(facts(tmp_path), {}) as following:
+            following.start(None)
+            following.steps({"loss": 1.0, "accuracy": 0.5}, 3)
+    finally:
+        progress._tell.clear()
+    (said,) = told
+    run = facts(tmp_path)
+    assert (said["step"], said["steps"], said["epochs"]) == (3, run.epochs * run.steps_per_epoch, run.epochs)
+    assert said["accuracy"] == 0.5 and said["epoch"] == 3 // run.steps_per_epoch

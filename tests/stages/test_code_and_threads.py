@@ -365,10 +365,12 @@ def test_data_that_a_run_cannot_be_measured_on_are_refused(trained, tmp_path, mo
 
 def test_what_cannot_fit_together_ends_before_anything_is_trained(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.py").write_text(STOPS.replace("return ", "return batch.nothing + "))
+    stops = STOPS.replace("return ", "return batch.nothing + ")
+    (tmp_path / "own.py").write_text(stops)
+    line = stops[: stops.index("batch.nothing")].count("\n") + 1
     for given, said, code in (
         (["objective=simkd", "objective.simkd.layers=[embedding]"], "simkd: layer embedding is [8]", 2),
-        (["objective=own", "objective.module=own.py"], "own.py, line 15): AttributeError", 2),
+        (["objective=own", "objective.module=own.py"], f"own.py, line {line}): AttributeError", 2),
     ):
         assert main([*TINY, *given, "student.classifier=own"]) == code
         assert said in capsys.readouterr().err

@@ -24,13 +24,15 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Three splits, the number of classes, and the sha256 of the files that they were read from."""
+    """Three splits, the number of classes, the sha256 of the files that they were read from, and each class's name:
+    its number, where the data have no names."""
 
     train: Split
     validation: Split
     test: Split
     num_classes: int
     sha256: str
+    class_names: tuple[str, ...]
 
 
 class Shapes(NamedTuple):
@@ -80,7 +82,7 @@ def load(data: Mapping, seed: int = 0) -> Dataset:
     Raises InputError where a file is missing, damaged, or holds something else than images and labels. Arrays are
     kept for the process, so that a sweep's jobs read them once; they are read-only.
     """
-    x_train, y_train, x_test, y_test, num_classes = _arrays(_key(data))
+    x_train, y_train, x_test, y_test, num_classes, class_names = _arrays(_key(data))
     held_out, used = data["validation_size"], data["train_size"]
     end = None if used is None else held_out + used
     first = 0 if data.get("train_on_validation") else held_out
@@ -95,6 +97,7 @@ def load(data: Mapping, seed: int = 0) -> Dataset:
         Split(x_test[: data["test_size"]], y_test[: data["test_size"]]),
         num_classes,
         fingerprint(data),
+        class_names,
     )
 
 
@@ -169,4 +172,7 @@ def _arrays(key: tuple) -> tuple:
     labels = [arrays[name].astype(np.int32) for name in ("y_train", "y_test")]
     for array in (*images, *labels):
         array.flags.writeable = False
-    return images[0], labels[0], images[1], labels[1], num_classes
+    names = tuple(getattr(source, "class_names", None) or map(str, range(num_classes)))
+    if len(names) != num_classes:
+        raise InputError(f"{source.path}: it has {len(names)} class names for {num_classes} classes. Each has one.")
+    return images[0], labels[0], images[1], labels[1], num_classes, names

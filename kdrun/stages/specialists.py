@@ -228,6 +228,7 @@ def _specialised(dataset: datasets.Dataset, classes: Sequence[int], seed: int) -
         validation=relabelled(dataset.validation, True),
         test=relabelled(dataset.test, False),
         num_classes=len(classes) + 1,
+        class_names=(*(dataset.class_names[label] for label in classes), "others"),
     )
 
 

@@ -26,7 +26,7 @@ from kdrun.storage.manifest import digest
 GOLDEN = Path(__file__).with_name("golden")
 PRESETS = ["", *choices("experiment")]
 # keys that came since, which no result of before depends on
-NEW: tuple[str, ...] = ()
+NEW: tuple[str, ...] = ("data.on_device", "data.split", "data.split_seed")
 
 TINY = ["data.image_size=8", "data.train_size=96", "data.validation_size=64", "data.test_size=64", "batch_size=16"]
 TINY += ["epochs=2", "optimizer=adam", "tensorboard.histograms=false"]

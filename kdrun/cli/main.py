@@ -27,7 +27,7 @@ from kdrun.cli.explain import explained, readable, unknown_flag, verbs
 from kdrun.cli.plan import Place, Request, check_request, check_words, find_place
 from kdrun.errors import KdrunError, NoRoom
 from kdrun.runs import sweeps
-from kdrun.runtime import devices, signals
+from kdrun.runtime import devices, signals, tensorflow
 from kdrun.runtime.workers import Pool
 from kdrun.stages import compare, work
 from kdrun.storage import files
@@ -93,6 +93,7 @@ def _run(arguments: list[str]) -> int:
             return 0
         check_words(options.overrides)
         load_plugins(options.overrides)
+        tensorflow.log_to_terminal()  # pictures are decoded, and what hurts in the data is said, while it is checked
         request, place = check_request(options, flags, searched), Place()
         try:
             with signals.undisturbed():  # which raises at its end, when the folders are there, and noted
@@ -136,9 +137,6 @@ def _run_one(request: Request, place: Place) -> int:
             composed.hydra.output_subdir = None  # it would be written over
 
     def job(_: DictConfig) -> None:
-        from kdrun.runtime import tensorflow
-
-        tensorflow.log_to_terminal()
         try:
             work.do(request.values, Path(place.folder).absolute(), request.options.overrides)
         except Exception as error:  # noqa: BLE001 - Hydra would put a line of its own before ours
@@ -169,9 +167,7 @@ def _run_one(request: Request, place: Place) -> int:
 def _run_sweep(request: Request, place: Place, sweep: sweeps.Sweep) -> int:
     """Have Hydra's sweeper name all jobs, have them done, and show what came of them."""
     from kdrun.reports import jobs
-    from kdrun.runtime import tensorflow
 
-    tensorflow.log_to_terminal()
     overrides = [*request.options.overrides, *request.searched, *place.overrides]
     all_done = False
     try:
@@ -214,8 +210,6 @@ def _job_of(sweep: sweeps.Sweep, pool: Pool | None) -> Callable[[DictConfig], fl
     """
 
     def job(composed: DictConfig) -> float:
-        from kdrun.runtime import tensorflow
-
         tensorflow.log_to_terminal()
         given, hydra = plain(composed), HydraConfig.get()
         if hydra.runtime.choices["hydra/launcher"] != "basic":

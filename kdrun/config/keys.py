@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict
 
 from kdrun.config import rules
-from kdrun.config.rules import Amount, Count, Fraction, Path, Paths, Positive, Temperature, integer, one_of
+from kdrun.config.rules import Amount, Count, Fraction, Path, Paths, Positive, Size, Temperature, integer, one_of
 
 Keys = Mapping[str, Any]  # of an owner: its `name`, and what its function's signature says
 
@@ -68,10 +68,13 @@ class Data(TypedDict):
     """What all data sources have in common; a source's own keys stand beside these."""
 
     image_size: Annotated[int, integer(1, 4096)]
-    validation_size: Count
+    validation_size: Size
     train_on_validation: bool
     train_size: Annotated[int | None, integer(1, optional=True)]
-    test_size: Annotated[int | None, integer(1, optional=True)]
+    test_size: Size
+    split: Annotated[str, one_of("first", "stratified")]
+    split_seed: Annotated[int, integer(0, 2**31 - 1)]
+    on_device: Annotated[str, rules.switch]
     train_fraction: Annotated[float, rules.number(0, 1, low_included=False)]
     include_classes: Annotated[list[int] | None, rules.optional(rules.integers(0))]
     exclude_classes: Annotated[list[int], rules.classes]

@@ -184,6 +184,26 @@ def one_of(*names: str) -> Rule:
     return check
 
 
+def either(*numbers: int) -> Rule:
+    """One of some whole numbers."""
+
+    def check(key: str, given: Any) -> int:
+        if isinstance(given, bool) or given not in numbers:
+            raise _refused(key, given, f"auto or one of {', '.join(map(str, numbers))}", numbers[0])
+        return given
+
+    return check
+
+
+def size(key: str, given: Any) -> int | float | None:
+    """How many of some images: a whole number, a fraction of them between 0 and 1, or null."""
+    if isinstance(given, float) and 0 < given < 1:
+        return given
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        raise _refused(key, given, "a whole number of at least 1, a fraction between 0 and 1, or null", 1000)
+    return given
+
+
 def some_of(*names: str) -> Rule:
     """A list, not empty, of some names, each once."""
 
@@ -285,6 +305,7 @@ Amount = Annotated[float, number(0)]
 Positive = Annotated[float, number(0, low_included=False)]
 Fraction = Annotated[float, number(0, 1)]
 Rate = Annotated[float, number(0, 1, high_included=False)]
+Size = Annotated[int | float | None, size]
 Temperature = Annotated[float, temperature]
 Path = Annotated[str, path]
 Paths = Annotated[str | list[str], paths]

@@ -4,5 +4,10 @@ ENTRIES = {  # name -> the module that registers it
     "mnist": ".npz",
     "npz": ".npz",
     "fashion_mnist": ".idx",
+    "folder": ".folder",
+    "table": ".table",
+    "parquet": ".parquet",
+    "cifar10": ".cifar",
+    "cifar100": ".cifar",
     "of_run": ".source",
 }

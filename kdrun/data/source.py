@@ -18,7 +18,12 @@ NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
 class Source(Protocol):
-    """Images, uint8 [n, height, width] or [n, height, width, 1 or 3], and labels, integers [n], under NAMES."""
+    """Images, uint8 [n, height, width] or [n, height, width, 1 or 3], and labels, integers [n], under NAMES.
+
+    A source may have more: `names`, where it has not all of NAMES, or x_validation and y_validation, too;
+    `class_names`; `left_out`, counts by reason; `digests(split)`, the sha256 of each image, uint8 [n, 32];
+    `picture_names(split)`. Its arrays may be kdrun.data.rows.Rows of an array on disk.
+    """
 
     path: object  # what errors call it
     num_classes: int | None  # None: the largest label plus one

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from kdrun.data.rows import Images
 from kdrun.models.preprocessing import augment, images_at_once, prepare
 from kdrun.runtime import signals
 
@@ -47,7 +48,7 @@ def compiled_inference(
         parts = [prepared(images[start : start + raw], view).numpy() for start in range(0, len(images), raw)]
         return forward_prepared(_filled(np.concatenate(parts), batch_size))
 
-    def infer(images: np.ndarray, view: int = 0) -> Iterator[np.ndarray]:
+    def infer(images: Images, view: int = 0) -> Iterator[np.ndarray]:
         for start in range(0, len(images), batch_size):
             signals.check()
             batch = images[start : start + batch_size]
@@ -62,12 +63,12 @@ def _filled(images: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([images, np.repeat(images[:1], missing, axis=0)]) if missing else images
 
 
-def logits(infer: Infer, images: np.ndarray) -> np.ndarray:
+def logits(infer: Infer, images: Images) -> np.ndarray:
     """All of an inference's logits, float32 [n, classes]."""
     return np.concatenate(list(infer(images)))
 
 
-def latency(model, images: np.ndarray, image_size: int) -> dict[str, float]:
+def latency(model, images: Images, image_size: int) -> dict[str, float]:
     """Seconds that this machine takes for one image and for a batch of 128: median and 95th percentile.
 
     From raw images uint8 [n, height, width, channels] to logits; the first, compiling call is left out. A second of

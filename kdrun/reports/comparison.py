@@ -7,7 +7,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.reports import groups as rows
 from kdrun.reports import page, plots
-from kdrun.runs import predictions
+from kdrun.runs import predictions, record
 from kdrun.tracking import events
 
 log = logging.getLogger(__name__)
@@ -165,11 +164,7 @@ def _knowledge(usable: pd.DataFrame, run: str) -> Figure | None:
     try:
         teacher = predictions.read(row["teacher"][0])[1]
         labels, logits = predictions.read(run)
-        keys = ("name", "path", "num_classes", "validation_size", "train_size", "test_size")
-        given = {key: row.get(f"config.data.{key}") for key in keys}
-        data: dict[str, Any] = {key: None if pd.isna(value) else value for key, value in given.items()}
-        sizes = {key: data[key] and int(data[key]) for key in keys[2:]}
-        images = datasets.load({**data, **sizes}).test.images
+        images = datasets.load(record.read(run)["config"]["data"]).test.images
     except (OSError, KeyError, TypeError, ValueError, IndexError, InputError) as error:
         log.info("compare: no figure of what the teacher knows: %s", error)
         return None

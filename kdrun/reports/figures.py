@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kdrun.data.datasets import Split
+from kdrun.data.rows import Images
 from kdrun.evaluation.metrics import log_softmax
 from kdrun.runs import predictions
 
@@ -42,7 +43,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     return figure
 
 
-def misclassified(images: np.ndarray, labels: np.ndarray, logits: np.ndarray, most: int = 36) -> Figure:
+def misclassified(images: Images, labels: np.ndarray, logits: np.ndarray, most: int = 36) -> Figure:
     """The surest mistakes: images uint8 [n, height, width, channels] with label, prediction and its probability."""
     probabilities = np.exp(log_softmax(logits))
     predicted = np.argmax(logits, axis=1)
@@ -50,10 +51,10 @@ def misclassified(images: np.ndarray, labels: np.ndarray, logits: np.ndarray, mo
     wrong = np.flatnonzero(predicted != labels)
     chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     step = max(1, max(images.shape[1:3]) // _DRAWN)
-    images = images[:, ::step, ::step]
+    shown = images[chosen][:, ::step, ::step]
     columns = 6
     rows = max(1, -(-len(chosen) // columns))
-    height, width, channels = images.shape[1:]
+    height, width, channels = shown.shape[1:]
     line = height // 4  # one line of text; two stand above each image
     tall, wide = height + 3 * line, width + 2 * line
     # one picture of all images: a subplot for each would take a second to draw
@@ -64,7 +65,7 @@ def misclassified(images: np.ndarray, labels: np.ndarray, logits: np.ndarray, mo
     axes.axis("off")
     for place, index in enumerate(chosen):
         top, left = place // columns * tall + 2 * line, place % columns * wide + line
-        sheet[top : top + height, left : left + width] = images[index]
+        sheet[top : top + height, left : left + width] = shown[place]
         text = f"{labels[index]} taken for {predicted[index]}\n{confidence[index]:.0%}"
         axes.text(left + width / 2, top - 1, text, ha="center", va="bottom", fontsize=7)
     axes.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray_r")

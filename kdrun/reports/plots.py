@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from kdrun.comparison import gathering
 from kdrun.comparison.kinds import DISTILLED
+from kdrun.data.rows import Images
 from kdrun.evaluation import metrics
 from kdrun.runs import predictions
 
@@ -228,7 +229,7 @@ def confusion_difference(distilled: Sequence[str], alone: Sequence[str]) -> Figu
 
 
 def what_the_teacher_knows(
-    images: np.ndarray, labels: np.ndarray, teacher: np.ndarray, student: np.ndarray, temperature: float, most: int = 8
+    images: Images, labels: np.ndarray, teacher: np.ndarray, student: np.ndarray, temperature: float, most: int = 8
 ) -> Figure | None:
     """Test images that the teacher is least sure of and yet gets right, with its probabilities at T = 1 and at the
     run's T beside the student's; None where it gets none right.

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kdrun.comparison.kinds import TEACHER
@@ -51,6 +52,22 @@ def comparison(rows: Sequence[Mapping]) -> None:
     log.info("\n%s", text.getvalue().rstrip())
     for row in rows:
         log.info("%s: %s", NAMES[row["stage"]], row["run"])
+
+
+def classes(names: Sequence[str], counts: Mapping[str, Sequence[int]], most: int = 40) -> None:
+    """Log how many images of each class each split has; of more than `most` classes, the first and the last ones."""
+    table = Table(title="Images of each class", title_justify="left")
+    for number, heading in enumerate(("", *counts)):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for place, name in enumerate(names):
+        if len(names) <= most or not most // 2 <= place < len(names) - most // 2:
+            table.add_row(escape(name), *(f"{of_split[place]:,}" for of_split in counts.values()))
+        elif place == most // 2:
+            table.add_row("...")
+    table.add_row("all", *(f"{sum(of_split):,}" for of_split in counts.values()))
+    text = io.StringIO()
+    Console(file=text, width=120, color_system=None).print(table)
+    log.info("\n%s", text.getvalue().rstrip())
 
 
 def networks(rows: Sequence[Mapping]) -> None:

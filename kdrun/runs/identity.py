@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kdrun import registry
+from kdrun.config.keys import DATA
 from kdrun.config.schema import for_role
 from kdrun.runs import code
 from kdrun.storage import files, manifest
@@ -67,6 +68,13 @@ def of_chain(config: Mapping, dataset_sha256: str) -> dict:
     }
 
 
+def of_data(data: Mapping) -> dict:
+    """The keys of data that a result depends on, beside the dataset's fingerprint: not in which kind of file it is, but
+    for a source of the user's own, of which nobody knows what its keys do."""
+    own = () if _is_shipped("data", data["name"]) else ("name", *(data.keys() - DATA))
+    return {key: value for key, value in data.items() if key in (*DATA, *own) and key not in ("path", "on_device")}
+
+
 def fingerprint(identity: Mapping) -> str:
     """sha256 of an identity."""
     return manifest.digest(identity)
@@ -75,7 +83,9 @@ def fingerprint(identity: Mapping) -> str:
 def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed: int, dataset_sha256: str) -> dict:
     """What every network's result depends on; `training` has its epochs, patience and batch size."""
     model, optimizer = config[role]["model"], config[role]["optimizer"]
-    used = [("model", model["name"]), ("optimizer", optimizer["name"]), ("data", config["data"]["name"])]
+    used = [("model", model["name"]), ("optimizer", optimizer["name"])]
+    if not _is_shipped("data", config["data"]["name"]):  # of the others, what they hold says all
+        used.append(("data", config["data"]["name"]))
     return {
         "format": FORMAT,
         "stage": stage,
@@ -87,7 +97,7 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
         "evaluation_batch_size": config["evaluation_batch_size"],
         "precision": config["precision"],
         "optimizer": optimizer,
-        "data": {key: value for key, value in for_role(config, role)["data"].items() if key != "path"},
+        "data": of_data(for_role(config, role)["data"]),
         "dataset_sha256": dataset_sha256,
         "code": {**_code(used), "data": code.of_module(_DATA / "datasets.py")},
     }

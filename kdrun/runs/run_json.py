@@ -47,9 +47,9 @@ DATA = {
     "path?": (None, str),
     "num_classes?": (None, count),
     "image_size?": count,
-    "validation_size?": count,
+    "validation_size?": (None, fraction, count),
     "train_size?": (None, count),
-    "test_size?": (None, count),
+    "test_size?": (None, fraction, count),
     "train_on_validation?": flag,
     "train_fraction?": fraction,
     "include_classes?": (None, [count]),
@@ -98,6 +98,8 @@ RECORD = {
     "teachers?": [TEACHER],
     "adjusted?": TEACHER,
     "overlap?": count,
+    "validation_images?": count,
+    "findings?": [str],
     "threads?": positive,
     "kdrun?": {"version": str, "code_sha256": sha256},
     "results?": {},
@@ -118,8 +120,9 @@ NETWORK = {
     "config": {
         "data": {
             "image_size": count,
-            "validation_size": count,
-            **dict.fromkeys(("train_size", "test_size"), (None, count)),
+            "validation_size": (None, fraction, count),
+            "train_size": (None, count),
+            "test_size": (None, fraction, count),
         }
     },
 }

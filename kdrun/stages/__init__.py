@@ -20,6 +20,7 @@ ENTRIES = {  # name -> the module that registers it
     "generations": ".generations",
     "cache": ".cache",
     "compare": ".compare",
+    "data": ".data",
     "adjust_bias": ".adjust_bias",
     "specialists": ".specialists",
     "specialist": ".specialists",

@@ -1,16 +1,21 @@
 """Checks that stages share, before anything is made: data, nets, teachers. No TensorFlow in here."""
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from kdrun.config.schema import for_role
-from kdrun.data import batches, datasets
+from kdrun.data import batches, datasets, report
 from kdrun.errors import InputError
 from kdrun.models import build as models
 from kdrun.objectives import selection
 from kdrun.runs import directory
 from kdrun.runs import record as runs
 from kdrun.teachers import cache, checkpoint, logits_file, overlap
+
+log = logging.getLogger(__name__)
 
 OF_RUN = "of_run"  # the data of stages that take a run's
 
@@ -29,9 +34,18 @@ def training(config: Mapping, *parts: tuple[str, str]) -> datasets.Dataset:
 def students_data(config: Mapping) -> datasets.Dataset:
     """The data that students see. Raises InputError where they cannot be had, or are of classes that there are not."""
     sizes(config["data"])
-    dataset = datasets.load(for_role(config, "student")["data"], config["seed"])
+    data = for_role(config, "student")["data"]
+    dataset = datasets.load(data, config["seed"])
     _classes(config["data"], dataset.num_classes)
+    _say_findings(json.dumps(data))
     return dataset
+
+
+@lru_cache(maxsize=1)
+def _say_findings(data: str) -> None:
+    """Say what hurts in the data, once for the jobs of a sweep: they are mostly the same. Raises InputError."""
+    for line in report.findings(json.loads(data)):
+        log.warning("data: %s", line)
 
 
 def cache_folder(config: Mapping) -> None:
@@ -42,15 +56,15 @@ def cache_folder(config: Mapping) -> None:
 
 def sizes(data: Mapping) -> None:
     """Raises InputError where the sizes of splits are not to be had."""
-    shapes = datasets.shapes(data)
-    rest = shapes.train[0] - data["validation_size"]
-    if rest < 1:
+    whole, held_out = datasets.whole(data), datasets.validation_count(data)
+    count = len(whole.training.labels)
+    if held_out >= count:
         raise InputError(
             f"data.validation_size={data['validation_size']} leaves no training images: {data['name']} has "
-            f"{shapes.train[0]}. It must be below {shapes.train[0]}."
+            f"{count}. It must be below {count}."
         )
-    size("train_size", data["train_size"], rest)
-    size("test_size", data["test_size"], shapes.test[0])
+    size("train_size", data["train_size"], count - held_out)
+    size("test_size", datasets.test_count(data), len(whole.test.labels))
 
 
 def size(key: str, size: int | None, most: int) -> None:

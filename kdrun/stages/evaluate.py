@@ -97,7 +97,7 @@ def _hold_against(theirs: Mapping, results: Mapping, evaluated: Path) -> None:
 def _check_other_data(data: Mapping, record: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where a run's network cannot be measured on these data."""
     theirs, shapes = record["config"]["data"], datasets.shapes(data)
-    checks.size("test_size", data["test_size"], shapes.test[0])
+    checks.size("test_size", datasets.test_count(data), len(datasets.whole(data).test.labels))
     sized = [word for word in overrides if word.lstrip("+~").startswith("data.image_size=")]
     if sized and data["image_size"] != theirs["image_size"]:
         raise InputError(f"{sized[0]}: the run's network sees images of {theirs['image_size']} pixels. Leave it out.")

@@ -10,7 +10,7 @@ import rich.progress  # noqa: F401 - now, as the next one, and not while a run's
 
 import kdrun.tracking.summaries  # noqa: F401
 from kdrun import registry
-from kdrun.data import datasets
+from kdrun.data import datasets, report
 from kdrun.errors import InputError
 from kdrun.objectives import selection
 from kdrun.reports import figures
@@ -78,6 +78,7 @@ def training_job(
         evaluation_batch_size=config["evaluation_batch_size"],
         save_every=60 * config["checkpoint"]["every_minutes"],
         measure_latency=config["measure_latency"],
+        on_device=data["on_device"],
         supervision=supervision,
         initial_weights=initial_weights,
     )
@@ -89,6 +90,9 @@ def train(job: TrainingJob, config: Mapping, run_dir: Path, record: dict) -> dic
     Raises what training.job.run does, and InputError where a run that goes on began in another precision.
     """
     settings = job.settings
+    record["validation_images"] = datasets.validation_count(config["data"])
+    if found := report.findings(config["data"]):
+        record["findings"] = found
     if record.get("precision", job.policy) != job.policy:
         raise InputError(
             f"{run_dir} began in {record['precision']}, and precision={config['precision']} is {job.policy} here. "

@@ -133,6 +133,15 @@ class Npz:
         return InputError(f"{self._key}{self.path}: {problem}. {self._advice}")
 
 
+def npz_names(path: Path) -> set[str]:
+    """The names of a .npz file's arrays; none of what is no such file, of which Npz says what is wrong."""
+    try:
+        with files.open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+    except UNREADABLE:
+        return set()
+
+
 def float32(array: np.ndarray) -> np.ndarray:
     """Floats as float32. Raises ValueError where they are not all finite numbers, before or after."""
     if not np.isfinite(array).all():

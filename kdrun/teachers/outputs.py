@@ -12,8 +12,9 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import Progress
 
+from kdrun.config.keys import DATA
 from kdrun.config.schema import ALL_IMAGES
-from kdrun.data import batches, datasets
+from kdrun.data import batches
 from kdrun.data.datasets import Dataset
 from kdrun.errors import KdrunError
 from kdrun.evaluation import metrics
@@ -129,8 +130,7 @@ def live(config: Mapping, teacher_dir: Path, dataset: Dataset):
 def cache_key(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
     """Everything that the teacher's logits depend on, as plain values."""
     record = runs.read(teacher_dir)
-    # a path's contents have their sum, and so have classes
-    own = {k: v for k, v in datasets.own_keys(config["data"]).items() if k not in ("path", "num_classes")}
+    own = {key: value for key, value in identity.of_data(config["data"]).items() if key not in DATA}
     size, channels = config["data"]["image_size"], dataset.test.images.shape[3]
     return {
         "format": cache.FORMAT,

@@ -7,6 +7,7 @@ never trained on.
 from collections.abc import Iterable, Mapping, Sequence
 
 from kdrun.config.schema import for_role
+from kdrun.data import datasets
 from kdrun.errors import InputError
 
 Range = tuple[int, int | None]  # from a position to below another; None: to the end
@@ -16,12 +17,15 @@ def trained_on(record: Mapping) -> list[Range]:
     """What the network of a run has learned from, and those who taught it."""
     parents = [*record.get("teachers", ()), *([record["adjusted"]] if "adjusted" in record else [])]
     of_parents = [tuple(each) for parent in parents for each in parent.get("trained_on", ())]
-    return sorted({_range(record["config"]["data"]), *of_parents}, key=str)
+    data = record["config"]["data"]
+    held_out = record.get("validation_images", data["validation_size"])  # before it was recorded, it was a number
+    return sorted({_range(data, held_out), *of_parents}, key=str)
 
 
 def configured(config: Mapping) -> list[Range]:
     """What the configured teacher is to learn from."""
-    return [_range(for_role(config, "teacher")["data"])]
+    data = for_role(config, "teacher")["data"]
+    return [_range(data, datasets.validation_count(data))]
 
 
 def count(config: Mapping, learned_from: Iterable[Range]) -> int:
@@ -29,7 +33,7 @@ def count(config: Mapping, learned_from: Iterable[Range]) -> int:
     data = for_role(config, "student")["data"]
     if data["train_on_validation"]:
         return 0
-    held_out = data["validation_size"]
+    held_out = datasets.validation_count(data)
     seen = {place for first, end in learned_from for place in range(first, held_out if end is None else end)}
     return sum(place < held_out for place in seen)
 
@@ -37,13 +41,14 @@ def count(config: Mapping, learned_from: Iterable[Range]) -> int:
 def check(config: Mapping, learned_from: Sequence[Range], teacher: str) -> None:
     """Raises InputError where a teacher has trained on validation images, unless that is allowed."""
     if config["teacher"]["overlap"] == "refuse" and (seen := count(config, learned_from)):
+        held_out = datasets.validation_count(config["data"])
         raise InputError(
-            f"{teacher} has trained on {seen:,} of the {config['data']['validation_size']:,} images that validate the "
-            "student, so that validation would flatter. Give a teacher with the same data.validation_size and without "
+            f"{teacher} has trained on {seen:,} of the {held_out:,} images that validate the student, so that "
+            "validation would flatter. Give a teacher with the same data.validation_size and without "
             "teacher.train_on_validation, or set teacher.overlap=allow: the result then says so."
         )
 
 
-def _range(data: Mapping) -> Range:
-    held_out, used = data["validation_size"], data.get("train_size")
+def _range(data: Mapping, held_out: int) -> Range:
+    used = data.get("train_size")
     return 0 if data.get("train_on_validation") else held_out, None if used is None else held_out + used

@@ -3,6 +3,7 @@
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +82,34 @@ def _matching(config: Mapping, overrides: Sequence[str]) -> Path:
             f"Make one with: {command}. Or give teacher.run=RUN_DIRECTORY."
         )
     if other := runs.other_code(runs.read(found)):
-        log.info("teacher.run=auto: %s%s", found, other)
+        _say(f"teacher.run=auto: {found}{other}")
     return found
+
+
+@lru_cache(maxsize=1)
+def _say(line: str) -> None:
+    """Say it once: teachers are resolved while a run is checked, and again when it begins."""
+    log.info(line)
 
 
 def check(config: Mapping, given: str, key: str = "teacher.run") -> None:
     """Raises InputError for a run, the value of `key`, that cannot teach with the configured data."""
-    dataset_sha256 = datasets.fingerprint(config["data"])
+    ours = datasets.known_as(config["data"])
     record = runs.read(given)
     runs.check_leaves_network(record, f"{key}: {given}")
     if record["status"] != "completed":
         raise InputError(f"{key}: {given} is {record['status']}, not completed. Finish it or give another run.")
-    if record.get("dataset_sha256") != dataset_sha256:
+    if (recorded := record.get("dataset_sha256")) not in ours:
+        if recorded in datasets.known_as({**config["data"], "split": "first"}):
+            held_out = record["config"]["data"].get("validation_size")
+            raise InputError(
+                f"{key}: {given} was trained on these images, split by data.split=first. Add data.split=first "
+                f"data.validation_size={held_out}, or give another teacher."
+            )
         raise InputError(
             f"{key}: {given} was trained on {record['config']['data']['name']} (sha256 "
-            f"{str(record.get('dataset_sha256'))[:12]}), this config is for {config['data']['name']} "
-            f"({dataset_sha256[:12]}). Give a teacher of the same dataset."
+            f"{str(recorded)[:12]}), this config is for {config['data']['name']} "
+            f"({ours[0][:12]}). Give a teacher of the same dataset, split alike."
         )
     num_classes = datasets.load(config["data"]).num_classes
     if record["num_classes"] != num_classes:

@@ -1,16 +1,20 @@
 """Training steps compiled, several a call: the only place that knows devices."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
 
 from kdrun.data import batches
 from kdrun.data.datasets import Split
+from kdrun.data.rows import Images
 from kdrun.evaluation.inference import Infer
-from kdrun.runtime import signals
+from kdrun.runtime import signals, workers
 from kdrun.training import schedules
 from kdrun.training.network import Network
 from kdrun.training.settings import Settings
@@ -18,6 +22,8 @@ from kdrun.training.step import Inputs, TrainingSet, metric_names, training_step
 from kdrun.training.supervision import forward
 
 _SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
+_MOST_BYTES = 1 << 27  # of images that are read for one call
+_MOST_STEPS = 1 << 20  # a call
 
 
 @dataclass(frozen=True)
@@ -27,18 +33,30 @@ class Program:
     network: Network
     run_steps: Callable[..., tf.Tensor]
     infer: Infer
+    on_disk: Images | None = None  # the training images, where they are not in the device's memory
     latency: dict[str, float] = field(default_factory=dict)  # measured once: a later job's weights take as long
 
 
-def compiled_steps(network: Network, split: Split, settings: Settings) -> Callable[..., tf.Tensor]:
-    """A compiled function that takes some steps: (indices, views, values, shares, draws, cached) -> metrics.
+def is_on_device(asked: str, images: Images) -> bool:
+    """Whether training images are held in the device's memory: as `asked`, on or off; for auto, what is in memory
+    anyway, and what is on disk where it takes a quarter of the memory that is free, or less."""
+    if asked != "auto":
+        return asked == "on"
+    return isinstance(images, np.ndarray) or images.nbytes <= workers.available_memory() // 4
+
+
+def compiled_steps(
+    network: Network, split: Split, settings: Settings, on_device: bool = True
+) -> Callable[..., tf.Tensor]:
+    """A compiled function that takes some steps: (indices, views, values, shares, draws, cached, images) -> metrics.
 
     Its arguments are those of step.Inputs with a first axis of steps, inputs so that changing them traces nothing
-    anew. The metrics are float32 [steps, len(step.metric_names)]. Of `settings`, batch size, preprocessing and whether
-    images are mixed are used.
+    anew; images are there where the split's are not to be held `on_device`. The metrics are float32 [steps,
+    len(step.metric_names)]. Of `settings`, batch size, preprocessing and whether images are mixed are used.
     """
     supervision = network.supervision
-    training_set = TrainingSet(tf.constant(split.images), tf.constant(split.labels))
+    held = tf.constant(np.asarray(split.images)) if on_device else None
+    training_set = TrainingSet(held, tf.constant(split.labels))
     student = forward(network.model, supervision.layers)
     metrics = len(metric_names(supervision.objectives))
     batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
@@ -49,12 +67,15 @@ def compiled_steps(network: Network, split: Split, settings: Settings) -> Callab
         for name, array in supervision.cached.items()
     }
 
-    @tf.function(input_signature=[batch, batch, values, share, draw, cached])
-    def run_steps(indices, views, values, shares, draws, cached):
+    images = () if on_device else tf.TensorSpec([None, settings.batch_size, *split.images.shape[1:]], tf.uint8)
+
+    @tf.function(input_signature=[batch, batch, values, share, draw, cached, images])
+    def run_steps(indices, views, values, shares, draws, cached, images):
         rows = tf.TensorArray(tf.float32, tf.shape(indices)[0], element_shape=[metrics])
         for k in tf.range(tf.shape(indices)[0]):
             of_step = {name: array[k] for name, array in cached.items()}
-            inputs = Inputs(indices[k], views[k], values[k], shares[k], draws[k], of_step)
+            of_images = None if on_device else images[k]
+            inputs = Inputs(indices[k], views[k], values[k], shares[k], draws[k], of_step, of_images)
             rows = rows.write(k, training_step(network, student, training_set, settings, inputs))
         return rows.stack()
 
@@ -66,22 +87,41 @@ def take_steps(program: Program, settings: Settings, step: int, end: int, labels
 
     They are float32 [steps of the call, len(step.metric_names)]. Raises Stopped between calls when a signal asks it to.
     """
-    size, cached = len(labels), program.network.supervision.cached
-    per_epoch = batches.steps_per_epoch(size, settings.batch_size)
-    views, count = batches.view_count(settings.jitter, settings.flip), 1
     asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)  # whose teacher outputs each image gets
-    while step < end:
-        signals.check()
-        started = time.perf_counter()
-        indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
-        values = step_values(settings, step, count, per_epoch)
-        shares = batches.shares(settings.seed, step, count, settings.mixup)
-        draws = np.stack([np.full(count, settings.seed), np.arange(step, step + count)], axis=1).astype(np.int32)
-        of_steps = {name: array[chosen, asked_for[indices]] for name, array in cached.items()}
-        yield program.run_steps(indices, chosen, values, shares, draws, of_steps).numpy()
-        step += count
-        affordable = int(_SECONDS_PER_CALL * count / (time.perf_counter() - started))
-        count = min(max(1, affordable), 2 * count, max(1, end - step))
+    most = _most_steps(program.on_disk, settings.batch_size)
+    count = wanted = 1
+    with ThreadPoolExecutor(1) as reader:  # what the next call is given is read while this one computes
+        read = partial(_inputs, program, settings, len(labels), asked_for)
+        coming = reader.submit(read, step, count)
+        while step < end:
+            signals.check()
+            given, taken = coming.result(), count
+            step += taken
+            if step < end:
+                count = min(wanted, end - step)
+                coming = reader.submit(read, step, count)
+            started = time.perf_counter()
+            yield program.run_steps(*given).numpy()
+            affordable = int(_SECONDS_PER_CALL * taken / (time.perf_counter() - started))
+            wanted = min(max(1, affordable), 2 * wanted, most)
+
+
+def _most_steps(on_disk: Images | None, batch_size: int) -> int:
+    """How many steps' images are read at a time at most."""
+    return _MOST_STEPS if on_disk is None else max(1, _MOST_BYTES // (batch_size * math.prod(on_disk.shape[1:])))
+
+
+def _inputs(program: Program, settings: Settings, size: int, asked_for: np.ndarray, step: int, count: int) -> tuple:
+    """The arguments of compiled steps, for `count` of them from `step` on."""
+    views, cached = batches.view_count(settings.jitter, settings.flip), program.network.supervision.cached
+    per_epoch = batches.steps_per_epoch(size, settings.batch_size)
+    indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
+    values = step_values(settings, step, count, per_epoch)
+    shares = batches.shares(settings.seed, step, count, settings.mixup)
+    draws = np.stack([np.full(count, settings.seed), np.arange(step, step + count)], axis=1).astype(np.int32)
+    of_steps = {name: array[chosen, asked_for[indices]] for name, array in cached.items()}
+    images = () if program.on_disk is None else program.on_disk[indices]
+    return indices, chosen, values, shares, draws, of_steps, images
 
 
 def step_values(settings: Settings, step: int, count: int, per_epoch: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from kdrun.models import surgery
 from kdrun.models.weights import save_weights
 from kdrun.tracking.tracker import Trackers
 from kdrun.training import loop, schedules, state
-from kdrun.training.execute import Program, compiled_steps
+from kdrun.training.execute import Program, compiled_steps, is_on_device
 from kdrun.training.network import Network, reuse_or_build
 from kdrun.training.settings import Settings
 from kdrun.training.supervision import LABELS_ALONE, Supervision
@@ -49,7 +49,7 @@ class TrainingJob:
 
     `name` is what log lines call it, `model` its model's name and keys, `policy` a tf_keras dtype policy's name, and
     `save_every` the seconds between training states. `data_key` holds, as plain values, what the dataset was made
-    with.
+    with. `on_device` is as execute.is_on_device has it.
     """
 
     name: str
@@ -61,6 +61,7 @@ class TrainingJob:
     evaluation_batch_size: int
     save_every: float
     measure_latency: bool
+    on_device: str = "on"
     supervision: SupervisionSpec = ON_LABELS
     initial_weights: InitialWeights = AS_DRAWN
 
@@ -150,8 +151,10 @@ def _build(job: TrainingJob) -> Program:
     supervision = job.supervision.build()  # before the student: a teacher may be asked now and let go of
     scale_loss = job.policy == "mixed_float16"
     network = Network(build, job.settings.seed, job.settings.optimizer, scale_loss, supervision)
-    run_steps = compiled_steps(network, job.dataset.train, job.settings)
-    return Program(network, run_steps, _inference(job, network.model))
+    on_device = is_on_device(job.on_device, job.dataset.train.images)
+    run_steps = compiled_steps(network, job.dataset.train, job.settings, on_device)
+    on_disk = None if on_device else job.dataset.train.images
+    return Program(network, run_steps, _inference(job, network.model), on_disk)
 
 
 def _inference(job: TrainingJob, model) -> Infer:

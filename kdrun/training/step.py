@@ -16,9 +16,10 @@ STEP_METRICS = ("loss", "cross_entropy", "accuracy", "distillation_loss")  # and
 
 
 class TrainingSet(NamedTuple):
-    """All training images, uint8 [n, height, width, channels], and their labels, int32 [n], in the device's memory."""
+    """All training images, uint8 [n, height, width, channels], and their labels, int32 [n], in the device's memory;
+    None where a step's images are among its inputs."""
 
-    images: tf.Tensor
+    images: tf.Tensor | None
     labels: tf.Tensor
 
 
@@ -28,7 +29,8 @@ class Inputs(NamedTuple):
     indices, views: int32 [batch], which images and how each is augmented. values: float32 [3 + objectives], the
     learning rate, temperature, alpha and the objectives' weights. share: float32 scalar, how much of an image is its
     own where images are mixed. draw: int32 [2], a seed for random operations. cached: as in
-    supervision.StepBatch.
+    supervision.StepBatch. images: uint8 [batch, height, width, channels], those of `indices`, where they are not in the
+    device's memory.
     """
 
     indices: tf.Tensor
@@ -37,6 +39,7 @@ class Inputs(NamedTuple):
     share: tf.Tensor
     draw: tf.Tensor
     cached: Mapping[str, tf.Tensor]
+    images: tf.Tensor | None = None
 
 
 def metric_names(objectives: Iterable[str]) -> tuple[str, ...]:
@@ -108,9 +111,12 @@ def losses(
 
 # nothing in it depends on a tensor's value, and AutoGraph takes a tenth of a second to find that out
 @tf.autograph.experimental.do_not_convert
-def _prepared(images: tf.Tensor, settings: Settings, inputs: Inputs) -> tf.Tensor:
+def _prepared(images: tf.Tensor | None, settings: Settings, inputs: Inputs) -> tf.Tensor:
     """The step's images, float32 [batch, size, size, channels], as student and teacher see them."""
-    prepared = gathered(images, inputs.indices, inputs.views, settings.image_size, settings.jitter, settings.flip)
+    places = inputs.indices
+    if images is None:
+        images, places = inputs.images, tf.range(settings.batch_size)
+    prepared = gathered(images, places, inputs.views, settings.image_size, settings.jitter, settings.flip)
     if settings.mixup:  # with those of the batch in the opposite order, which is as random as any
         prepared = inputs.share * prepared + (1.0 - inputs.share) * tf.reverse(prepared, [0])
     return prepared

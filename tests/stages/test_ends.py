@@ -81,6 +81,7 @@ def test_a_test_split_that_overflows_is_diverged_and_resuming_says_so(tmp_path, 
     for split, count, low, high in (("train", 192, 0, 4), ("test", 32, 255, 256)):
         arrays[f"x_{split}"] = random.integers(low, high, (count, 8, 8), np.uint8)
         arrays[f"y_{split}"] = np.arange(count) % 4
+    arrays["x_test"][:, 0, 0] = 254  # images of one value would be refused
     np.savez(tmp_path / "dark.npz", **arrays)
     command = ["stage=student", *NETS, *SMALL, "data=npz", f"data.path={tmp_path / 'dark.npz'}", "epochs=1"]
     command += ["precision=mixed_float16", "optimizer.learning_rate=40", "data.validation_size=64"]

@@ -21,7 +21,7 @@ from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.teachers import logits_file as file
 
-STUDENT = ["model@teacher.model=mlp", "model@student.model=mlp", "data=npz"]
+STUDENT = ["model@teacher.model=mlp", "model@student.model=mlp", "data=npz", "data.split=first"]
 STUDENT += ["data.image_size=8", "data.validation_size=10", "batch_size=16"]
 SIZES = {"train": 50, "validation": 10, "test": 20}
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("in_time")
 
 def forget() -> None:
     datasets._source.cache_clear()
-    datasets._arrays.cache_clear()
+    datasets._whole.cache_clear()
 
 
 def npz(arrays: dict, save=np.savez) -> bytes:

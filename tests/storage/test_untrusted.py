@@ -51,7 +51,7 @@ def npz_of(**changes) -> bytes:
 
 def read_npz(path: Path) -> None:
     datasets._source.cache_clear()
-    datasets._arrays.cache_clear()
+    datasets._whole.cache_clear()
     sizes = {"validation_size": 2, "train_size": None, "test_size": None}
     datasets.load({"name": "npz", "path": str(path), "num_classes": None, **sizes})
 
@@ -80,7 +80,7 @@ def test_any_idx_is_read_or_refused(tmp_path, write_idx_once, data, zipped):
     (folder / other).unlink(missing_ok=True)
     (folder / target).write_bytes(damaged(data.draw, gzip.compress(content)) if zipped else content)
     datasets._source.cache_clear()
-    datasets._arrays.cache_clear()
+    datasets._whole.cache_clear()
     try:
         sizes = {"validation_size": 2, "train_size": None, "test_size": None}
         datasets.load({"name": "fashion_mnist", "path": str(folder), **sizes})

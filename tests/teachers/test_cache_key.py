@@ -66,7 +66,7 @@ FREE = {
     "teachers": "of teachers, each of which is asked",
     "controls": "of the students",
     "arms": "of the students",
-    "data.num_classes": "the teacher's are there, and must be as many",
+    "data.on_device": "the same bits either way",
     "data.augment": "the default of the student's",
     "data.train_on_validation": "the default of the student's",
     **{

@@ -1,0 +1,119 @@
+"""Pictures in Parquet files, as Hugging Face writes data sets: bytes of a picture and a label in each row."""
+
+import json
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from kdrun.config import rules
+from kdrun.data.listing import SPLIT_NAMES, Listing, of_texts, stamp_of
+from kdrun.data.source import existing
+from kdrun.data.store import Channels, Resize, StoredSource
+from kdrun.errors import InputError
+from kdrun.registry import register
+
+_Column = Annotated[str | None, rules.optional(rules.text)]
+_IMAGES, _LABELS = ("image", "img", "picture"), ("label", "labels", "fine_label", "class")
+
+
+@register("data", "parquet")
+def parquet(
+    *,
+    path: rules.Path,
+    image_column: _Column,
+    label_column: _Column,
+    channels: Channels,
+    resize: Resize,
+    decode_size: rules.Count,
+    skip_broken: bool,
+    store: rules.Path,
+) -> StoredSource:
+    """Parquet files of pictures and labels, by split; decoded once, and kept in `store`."""
+    found = existing(path, "a .parquet file, or a folder of them named train-*.parquet, test-*.parquet")
+    listing = listed(found, image_column, label_column)
+    return StoredSource(listing, Path(store), channels, resize, decode_size, skip_broken)
+
+
+def listed(path: Path, image_column: str | None = None, label_column: str | None = None) -> Listing:
+    """The pictures in a Parquet file, or in those of a folder, whose names begin with their split.
+
+    Raises InputError.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet as pq
+    except ImportError as error:
+        raise InputError("data=parquet needs pyarrow, which is not installed: pip install 'kdrun[parquet]'") from error
+    parts = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if not parts:
+        raise InputError(f"data.path: {path} holds no .parquet files.")
+    rows: list[tuple[int, int]] = []
+    said: list[Any] = []
+    names: list[str] | None = None
+    splits: list[str] = []
+    try:
+        for number, part in enumerate(parts):
+            schema = pq.read_schema(part)
+            image = _column(part, schema.names, image_column, _IMAGES, "image_column")
+            label = _column(part, schema.names, label_column, _LABELS, "label_column")
+            labels = pq.read_table(part, columns=[label]).column(label).to_pylist()
+            rows += [(number, row) for row in range(len(labels))]
+            said += labels
+            splits += [_split(part)] * len(labels)
+            names = _class_names(schema, label) or names
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"data.path: {part} cannot be read ({' '.join(str(error).split())}).") from error
+    if not rows or any(each is None for each in said):
+        raise InputError(f"data.path: {path}: {label} is empty in some rows, or there are none. Each needs a label.")
+    labels, class_names = of_texts(path, [str(each) for each in said])
+    if names is not None:  # labels are numbers of these, and some may occur in no row
+        numbers = np.array([int(each) for each in class_names])[labels]
+        if numbers.min() < 0 or numbers.max() >= len(names):
+            raise InputError(f"data.path: {path}: labels go up to {numbers.max()}, and there are {len(names)} names.")
+        labels, class_names = numbers.astype(np.int32), tuple(names)
+    return Listing(
+        path=path,
+        names=[f"{parts[number].name}, row {row}" for number, row in rows],
+        labels=labels,
+        splits=splits,
+        class_names=class_names,
+        read=partial(_content, parts, image, rows),
+        stamp={"files": stamp_of(parts), "paths": [str(part.absolute()) for part in parts], "image": image},
+    )
+
+
+def _column(part: Path, held: list[str], asked: str | None, usual: tuple[str, ...], key: str) -> str:
+    found = asked if asked in held else next((name for name in usual if name in held and asked is None), None)
+    if found is None:
+        raise InputError(f"data.path: {part} has the columns {', '.join(held)}. Say which with data.{key}=NAME.")
+    return found
+
+
+def _split(part: Path) -> str:
+    word = part.name.replace("_", "-").split("-")[0].split(".")[0].lower()
+    return SPLIT_NAMES.get(word, "train")
+
+
+def _class_names(schema: Any, label: str) -> list[str] | None:
+    """The classes' names, where Hugging Face's own description of the columns has them."""
+    try:
+        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in described] if isinstance(described, list) else None
+
+
+@lru_cache(maxsize=1)
+def _pictures(part: Path, image: str) -> Any:
+    from pyarrow import parquet as pq
+
+    return pq.read_table(part, columns=[image], memory_map=True).column(image)
+
+
+def _content(parts: list[Path], image: str, rows: list[tuple[int, int]], place: int) -> bytes:
+    number, row = rows[place]
+    value = _pictures(parts[number], image)[row].as_py()
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) else b""

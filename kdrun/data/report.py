@@ -1,0 +1,117 @@
+"""What is wrong with images and labels, looked for before anything is trained on them.
+
+What spoils numbers is refused; what only hurts is a line.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from kdrun.data import datasets
+from kdrun.data.datasets import Dataset, Whole
+from kdrun.data.listing import some
+from kdrun.data.splits import digests_of
+from kdrun.errors import InputError
+
+_IMBALANCE = 10  # times as many images as another class has
+_SPOILT = 0.5  # of the test images that are in training, too
+
+
+def findings(data: Mapping) -> list[str]:
+    """What hurts in the configured dataset, a line each; none where nothing does.
+
+    Raises InputError for what spoils numbers: half of the test images in training, too, or images without anything on
+    them.
+    """
+    return list(_findings(json.dumps(data)))
+
+
+@lru_cache(maxsize=4)  # of a sweep's jobs, the data are mostly the same
+def _findings(given: str) -> list[str]:
+    data = json.loads(given)
+    whole, dataset = datasets.whole(data), datasets.load(data)
+    return [
+        *(f"{count:,} left out: {why}" for why, count in whole.left_out.items()),
+        *_classes(dataset),
+        *_copies(data, whole, dataset),
+        *_blank(whole),
+    ]
+
+
+def counts(dataset: Dataset) -> dict[str, list[int]]:
+    """How many images of each class a split has, by split."""
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    return {name: np.bincount(split.labels, minlength=dataset.num_classes).tolist() for name, split in splits.items()}
+
+
+def _classes(dataset: Dataset) -> Iterator[str]:
+    of_split, names = counts(dataset), dataset.class_names
+    for split, of_class in of_split.items():
+        if missing := [name for name, count in zip(names, of_class, strict=True) if not count]:
+            yield f"the {split} split has no images of {_few(missing, len(names), 'class', 'classes')}"
+    train = np.array(of_split["train"])
+    there = np.flatnonzero(train)
+    most, least = there[np.argmax(train[there])], there[np.argmin(train[there])]
+    if train[most] >= _IMBALANCE * train[least]:
+        yield (
+            f"classes are not balanced: {train[most]:,} training images of {names[most]}, {train[least]:,} of "
+            f"{names[least]}. Look at balanced accuracy"
+        )
+
+
+def _copies(data: Mapping, whole: Whole, dataset: Dataset) -> Iterator[str]:
+    """Images that are in more than one split, or in one twice, or have two labels."""
+    held_out, used = datasets.validation_count(data), len(dataset.train.labels)
+    training, test = (_as_keys(each) for each in whole.digests)
+    test = test[: len(dataset.test.labels)]
+    trained_on = training if data.get("train_on_validation") else training[held_out:]
+    trained_on = trained_on[:used] if data["train_size"] else trained_on
+    in_both = np.isin(test, trained_on)
+    if (copies := int(in_both.sum())) and copies >= _SPOILT * len(test):
+        raise InputError(
+            f"data: {copies:,} of the {len(test):,} test images are training images, too, so that the test says "
+            f"nothing: {some(_called(whole, 1, in_both))}. Take them out of one, or leave out the test images: then "
+            "some are drawn."
+        )
+    if copies:
+        yield f"{copies:,} test images are training images, too: {some(_called(whole, 1, in_both))}"
+    both = np.isin(training[:held_out], training[held_out:])
+    if both.any() and not data.get("train_on_validation"):
+        yield f"{both.sum():,} validation images are training images, too: {some(_called(whole, 0, both))}"
+    _, first, times = np.unique(training, return_index=True, return_counts=True)
+    if more := len(training) - len(first):
+        twice = np.zeros(len(training), bool)
+        twice[first[times > 1]] = True
+        yield f"{more:,} training images are copies of others: {some(_called(whole, 0, twice))}"
+    labelled = np.unique(np.stack([training, whole.training.labels.astype(training.dtype)], 1), axis=0)
+    if disputed := len(labelled) - len(first):
+        yield f"{disputed:,} images are there with more than one label"
+
+
+def _blank(whole: Whole) -> Iterator[str]:
+    """Images of one value, known by their sums."""
+    shape = whole.training.images.shape[1:]
+    blank = _as_keys(digests_of(np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, *shape))))
+    found = [np.isin(_as_keys(digests), blank) for digests in whole.digests]
+    for number, (said, each) in enumerate(zip(("training", "test"), found, strict=True)):
+        if each.all():
+            raise InputError(f"data: all {said} images are of one value: there is nothing on them. Give others.")
+        if each.any():
+            yield f"{each.sum():,} {said} images are of one value: {some(_called(whole, number, each))}"
+
+
+def _as_keys(digests: np.ndarray) -> np.ndarray:
+    """The first eight bytes of each sum as a number: what sorts quickly."""
+    return np.ascontiguousarray(digests[:, :8]).view(np.uint64)[:, 0]
+
+
+def _called(whole: Whole, number: int, which: np.ndarray) -> list[str]:
+    """What chosen pictures of the training or the test images are called; without a name, by their place."""
+    names = np.asarray(whole.names[number], object)
+    return [name if isinstance(name, str) else f"image {name}" for name in names[np.flatnonzero(which)]]
+
+
+def _few(names: Sequence[str], of: int, one: str, more: str) -> str:
+    return f"{len(names):,} of {of:,} {one if of == 1 else more}: {some(names)}"

@@ -1,0 +1,47 @@
+"""Rows of an array on disk, chosen and ordered by place, read when they are asked for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+class Rows:
+    """Like array[places], of an array that may be larger than memory: nothing is read until rows are asked for.
+
+    `array` is [n, ...], mostly a memory map; `places`, int64 [m], are which of its rows, in which order.
+    """
+
+    def __init__(self, array: np.ndarray, places: np.ndarray):
+        self.array, self.places = array, places
+        self.shape = (len(places), *array.shape[1:])
+        self.dtype, self.ndim, self.nbytes = array.dtype, array.ndim, len(places) * array[:1].nbytes
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """The rows of a slice, or at some places: copies, in memory."""
+        first, *others = key if isinstance(key, tuple) else (key,)
+        found = self.array[self.places[first]]
+        return found[(slice(None), *others)] if others else np.asarray(found)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.array[self.places], dtype)
+
+    @staticmethod
+    def joined(parts: Sequence["Rows"]) -> "Rows":
+        """Rows of one array, one part after the other."""
+        return Rows(parts[0].array, np.concatenate([part.places for part in parts]))
+
+    def chosen(self, places: np.ndarray | slice) -> "Rows":
+        """Some of these rows, nothing read."""
+        return Rows(self.array, self.places[places])
+
+
+Images = np.ndarray | Rows
+
+
+def chosen(images: Images, places: np.ndarray | slice) -> Images:
+    """Some images, nothing read where they are on disk."""
+    return images.chosen(places) if isinstance(images, Rows) else images[places]

@@ -15,7 +15,7 @@ from kdrun.comparison import texts
 from kdrun.comparison.kinds import DISTILLED, TEACHER
 from kdrun.config.schema import flatten
 from kdrun.errors import InputError
-from kdrun.evaluation import metrics
+from kdrun.evaluation import by_class, metrics
 from kdrun.objectives import selection
 from kdrun.runs import directory, predictions, run_json
 from kdrun.runs import record as runs
@@ -191,6 +191,10 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "test_accuracy": test["accuracy"],
         "errors": test["errors"],
         "right": np.argmax(logits, axis=1) == labels,
+        "balanced_accuracy": by_class.balanced(by_class.accuracies(labels, np.argmax(logits, axis=1), logits.shape[1])),
+        "class_names": tuple(
+            texts.one_line(name) or str(number) for number, name in enumerate(record.get("class_names", ()))
+        ),
         "errors_last": results["test"]["last"]["errors"],
         "count": test["count"],
         "cross_entropy": test["cross_entropy"],

@@ -9,7 +9,7 @@ from kdrun.comparison.kinds import ALONE, DISTILLED, TEACHER
 MEASURED = (
     *("parameters", "multiply_adds", "weights_bytes", "training_seconds", "validation_accuracy"),
     *("validation_cross_entropy", "test_accuracy", "errors", "count", "cross_entropy", "brier", "calibration_error"),
-    *("teacher_agreement", "teacher_kl"),
+    *("balanced_accuracy", "teacher_agreement", "teacher_kl"),
 )
 _ALIKE = (
     *("stage", "kind", "model", "study", "student", "epochs", "held_out", "steps", "objective", "control"),

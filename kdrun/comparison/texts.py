@@ -19,6 +19,12 @@ def one_line(text: str) -> str:
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
+def short(text: str, most: int) -> str:
+    """A text on one line of at most so many characters; what is cut off is an ellipsis."""
+    text = one_line(text)
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
 def csv(value):
     """A cell of a table for spreadsheets: a text that one would compute is begun with an apostrophe."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value

@@ -53,6 +53,16 @@ def check_finite(logits: np.ndarray, of: str) -> np.ndarray:
     return logits
 
 
+def surest_mistakes(logits: np.ndarray, labels: np.ndarray, most: int) -> tuple[np.ndarray, ...]:
+    """At most so many images that are taken for a wrong class, the surest one first: their indices, int [k], what each
+    is taken for, int [k], and its probability, float64 [k]."""
+    predicted = np.argmax(logits, axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    sure = np.exp(log_softmax(logits[wrong]).max(axis=1))
+    first = np.argsort(-sure, kind="stable")[:most]
+    return wrong[first], predicted[wrong[first]], sure[first]
+
+
 def agreement(logits: np.ndarray, other: np.ndarray) -> float:
     """Fraction of images to which both logits [n, classes] give the same class."""
     return float(np.mean(np.argmax(logits, axis=1) == np.argmax(other, axis=1)))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,12 @@ from matplotlib.figure import Figure
 
 from kdrun.comparison import sentences, studies, texts
 from kdrun.comparison.kinds import ALONE, DISTILLED, TEACHER
-from kdrun.data import datasets
+from kdrun.data.rows import Images
 from kdrun.errors import InputError
+from kdrun.reports import classes, confusions, page, plots
 from kdrun.reports import groups as rows
-from kdrun.reports import page, plots
-from kdrun.runs import predictions, record
+from kdrun.reports.tables import NAMES
+from kdrun.runs import predictions
 from kdrun.tracking import events
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ _CAPTIONS = {
     "confusion_difference": "Which mistakes distilling adds (red) and takes away (blue), a seed.",
     "what_the_teacher_knows": "Test images that the teacher gets right and is least sure of, and what it says of them.",
 }
+_BRIEFLY = {ALONE: "alone", DISTILLED: "distilled"}  # headings in the terminal
 
 
 def report(
@@ -44,7 +47,7 @@ def report(
     """
     judgement = studies.judge(runs, margin, earlier)
     said = sentences.said(judgement)
-    problems = runs.loc[runs["problem"] != "", ["run", "problem"]]
+    problems = _problems(runs)
     shown = _shown(judgement, said)
     for one in said:
         log.info("%s%s", f"{one.study}: " * (len(said) > 1), one.sentence)
@@ -54,18 +57,28 @@ def report(
         log.info("%s", sentences.NOTHING)
     if table and len(shown):
         log.info("\n%s", rows.text(shown))
+    drawn = _drawn(judgement, said) if len(shown) else None
+    by_class = _by_class(drawn, judgement.runs) if drawn else {}
+    if by_class:
+        classes.show(by_class["table"], _BRIEFLY)
     for note in judgement.notes:
         log.info("%s", note)
     for run, problem in problems.itertuples(index=False):
         log.info("not used: %s: %s", texts.one_line(run), problem)
     verdict = _plain_verdict(judgement, said)
-    if len(shown):
+    if drawn:
         _write_tables(verdict, judgement.groups, shown, folder)
-        figures = _figures(judgement, said)
+        classes.write_csv(by_class["table"], folder / "classes.csv")
+        figures = _figures(drawn, judgement.runs, by_class["names"])
         _write_figures(figures, folder)
-        _write_page(runs, judgement, said, shown, problems, figures, folder / "report.html")
+        _write_page(runs, judgement, said, shown, figures, by_class, folder / "report.html")
         log.info("compare: %s", folder / "report.html")
     return {**verdict, "notes": judgement.notes, "not_used": problems.to_dict("records")}
+
+
+def _problems(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are not used, and why."""
+    return runs.loc[runs["problem"] != "", ["run", "problem"]]
 
 
 def _shown(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> pd.DataFrame:
@@ -124,9 +137,18 @@ def _write_tables(verdict: Mapping, groups: pd.DataFrame, shown: pd.DataFrame, f
     (folder / "comparison.tex").write_text(rows.latex(shown) + "\n")
 
 
-def _figures(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> dict[str, Figure]:
-    """The figures that these runs allow, by name: of the first study and its teachers, those of single runs of the
-    chosen setting and its baseline."""
+class _Drawn(NamedTuple):
+    """What figures and numbers by class are of: the first study, if there is one, the groups of it and of its teachers,
+    run directories by kind, those of the chosen setting and its baseline, and the test images of the first run of the
+    last kind, uint8 [n, height, width, channels], where they are to be had."""
+
+    study: studies.Study | None
+    groups: pd.DataFrame
+    runs: dict[str, list[str]]
+    images: Images | None
+
+
+def _drawn(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> _Drawn:
     first = said[0].digest if said else ""
     study = next((study for study in judgement.studies if study.study == first), None)
     groups, runs = judgement.groups, judgement.runs
@@ -135,16 +157,23 @@ def _figures(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> di
         teachers = set(runs.loc[runs["weights"].isin(taught), "group"])
         groups = groups[(groups["study"] == first) | groups.index.isin(teachers)]
     alone = [study.baseline] if study and study.baseline else groups.index[groups["stage"] == ALONE]
-    kinds = {"teacher": groups.index[groups["stage"] == TEACHER], "student": alone}
-    kinds["distill"] = [study.chosen] if study and study.chosen else []
+    kinds = {TEACHER: groups.index[groups["stage"] == TEACHER], ALONE: alone}
+    kinds[DISTILLED] = [study.chosen] if study and study.chosen else []
     shown = {kind: [run for name in names for run in groups.loc[name, "runs"]] for kind, names in kinds.items()}
+    drawn = next((each[0] for each in reversed(shown.values()) if each), None)
+    return _Drawn(study, groups, shown, None if drawn is None else confusions.test_images(drawn))
+
+
+def _figures(drawn: _Drawn, runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:
+    """The figures that these runs allow, by name; classes have `names`."""
+    study, groups, shown, _ = drawn
     candidates = groups.index[groups["gain"].notna() & (groups["kind"] == DISTILLED)]
     identities = sentences.identities(runs[runs["group"].isin(candidates)])
     figures = {
         "gains": plots.gains(
             groups,
             study.margin if study else 0.0,
-            kinds["distill"],
+            [study.chosen] if study and study.chosen else [],
             {name: sentences.differing(identities, name) for name in identities},
         ),
         "heat_maps": plots.heat_maps(groups),
@@ -152,25 +181,51 @@ def _figures(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> di
         "accuracy_against": plots.accuracy_against(groups),
         "reliability": plots.reliability(shown),
     }
-    if shown["distill"] and shown["student"]:
-        figures["confusion_difference"] = plots.confusion_difference(shown["distill"], shown["student"])
-    if shown["distill"]:
-        figures["what_the_teacher_knows"] = _knowledge(runs, shown["distill"][0])
+    if shown[DISTILLED] and shown[ALONE]:
+        figures["confusion_difference"] = plots.confusion_difference(shown[DISTILLED], shown[ALONE], names)
+    if shown[DISTILLED]:
+        figures["what_the_teacher_knows"] = _knowledge(runs, drawn, names)
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _knowledge(usable: pd.DataFrame, run: str) -> Figure | None:
+def _knowledge(usable: pd.DataFrame, drawn: _Drawn, names: Sequence[str]) -> Figure | None:
+    run = drawn.runs[DISTILLED][0]
     row = usable[usable["run"] == run].iloc[0]
     try:
         teacher = predictions.read(row["teacher"][0])[1]
-        labels, logits = predictions.read(run)
-        images = datasets.load(record.read(run)["config"]["data"]).test.images
-    except (OSError, KeyError, TypeError, ValueError, IndexError, InputError) as error:
+    except (IndexError, InputError) as error:
         log.info("compare: no figure of what the teacher knows: %s", error)
         return None
-    if teacher.shape != logits.shape or len(images) != len(labels):
+    labels, logits = predictions.read(run)
+    if drawn.images is None or teacher.shape != logits.shape:
         return None
-    return plots.what_the_teacher_knows(images, labels, teacher, logits, float(row["temperature"]))
+    return plots.what_the_teacher_knows(drawn.images, labels, teacher, logits, float(row["temperature"]), names)
+
+
+def _by_class(drawn: _Drawn, runs: pd.DataFrame) -> dict[str, Any]:
+    """What the page says of single classes; nothing where there are no runs."""
+    test = classes.tested(drawn.runs)
+    if test is None:
+        return {}
+    kind = list(test.predicted)[-1]
+    first, predicted = drawn.runs[kind][0], test.predicted[kind]
+    given = runs.loc[runs["run"] == first].iloc[0].get("class_names")
+    names = list(given) if given else [str(number) for number in range(test.num_classes)]
+    table = classes.by_class(test, names)
+    gains = [abs(row.gain) for row in table.rows if np.isfinite(row.gain)]
+    return {
+        "table": table,
+        "widest": (max(gains) or 1.0) if gains else None,  # gain, which has the longest bar
+        "names": names,
+        "long": max(map(len, names)) > 3,
+        "of": NAMES[kind],
+        "first": first,
+        "networks": len(predicted),
+        "count": "{:,.0f}" if len(predicted) == 1 else "{:,.1f}",
+        "matrix": confusions.matrix(test.labels, predicted, test.num_classes),
+        "frequent": confusions.most_frequent(test.labels, predicted, names),
+        "mistakes": [] if drawn.images is None else confusions.mistakes(first, drawn.images, names),
+    }
 
 
 def _write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
@@ -187,11 +242,11 @@ def _write_page(
     judgement: studies.Judgement,
     said: Sequence[sentences.Said],
     shown: pd.DataFrame,
-    problems: pd.DataFrame,
     figures: Collection[str],
+    by_class: Mapping,
     path: Path,
 ) -> None:
-    usable = runs[runs["problem"] == ""]
+    usable, problems = runs[runs["problem"] == ""], _problems(runs)
     page.write(
         path,
         {name: (path.parent / "figures" / f"{name}.svg", _CAPTIONS[name]) for name in figures},
@@ -206,6 +261,8 @@ def _write_page(
         counts=f"{len(usable)} runs in {len(judgement.groups)} groups",
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         notes=judgement.notes,
+        by_class=by_class,
+        names_of_kinds=NAMES,
         commands=page.commands(usable["command"]),
     )
 

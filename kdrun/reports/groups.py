@@ -18,14 +18,15 @@ def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str
 
     `chosen` are the settings that the sentences speak of, `names` what the studies are called.
     """
+    all_groups = list(groups.iterrows())
     order = {kind: number for number, kind in enumerate(("teacher", "student", "control", "distill"))}
     versions = groups["made_by"].nunique()
     several = groups.loc[groups["kind"] == DISTILLED, "objective"].nunique() > 1
     teachers = groups["teachers"].max() > 1
+    balanced = {name: _number(100 * _float(group.get("balanced_accuracy")), "{:.2f}") for name, group in all_groups}
+    unbalanced = any(balanced[name] not in ("", f"{100 * group['test_accuracy']:.2f}") for name, group in all_groups)
     rows = []
-    for name, group in sorted(
-        groups.iterrows(), key=lambda item: (names.get(item[1]["study"], ""), order[item[1]["kind"]])
-    ):
+    for name, group in sorted(all_groups, key=lambda item: (names.get(item[1]["study"], ""), order[item[1]["kind"]])):
         rows.append(
             {
                 "": f"{group['control'] or NAMES[group['stage']]}{' (chosen)' if name in chosen else ''}"
@@ -44,6 +45,7 @@ def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str
                 "accuracy, %": _number(100 * group["test_accuracy"], "{:.2f}"),
                 "± std": _number(100 * group["test_accuracy_std"], "{:.2f}"),
                 "95 % (t)": _range(100 * group["test_accuracy_low"], 100 * group["test_accuracy_high"], "{:.2f}"),
+                "balanced, %": balanced[name] if unbalanced else "",
                 f"errors of {group['count']:,.0f}": _number(group["errors"], "{:,.1f}"),
                 "CE": _number(group["cross_entropy"], "{:.4f}"),
                 "Brier": _number(group["brier"], "{:.4f}"),

@@ -7,11 +7,15 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from kdrun.reports import classes
+
 
 def write(path: Path, figures: Mapping[str, tuple[Path, str]], tables: Mapping[str, str], **texts) -> None:
     """Write the page. `figures` are (file of SVG, caption) by name, `tables` HTML made by pandas."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
+    environment.filters |= {"percent": classes.percent, "points": classes.points}
+    template = environment.get_template("page.html.j2")
     drawn = [
         {"name": name, "svg": Markup(_inline(name, file)), "caption": caption}
         for name, (file, caption) in figures.items()

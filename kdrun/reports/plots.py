@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from kdrun.comparison import gathering
 from kdrun.comparison.kinds import DISTILLED
 from kdrun.data.rows import Images
-from kdrun.evaluation import metrics
+from kdrun.evaluation import by_class, metrics
+from kdrun.reports.figures import drawable, upright
 from kdrun.runs import predictions
 
 # what is teacher, alone and distilled looks the same in every figure: colour, and line or marker for grey
@@ -205,36 +206,44 @@ def reliability(runs: Mapping[str, Sequence[str]]) -> Figure:
     return figure
 
 
-def confusion_difference(distilled: Sequence[str], alone: Sequence[str]) -> Figure:
-    """Mean confusions of the distilled students less those of the students alone; blue is fewer, red is more."""
+def confusion_difference(distilled: Sequence[str], alone: Sequence[str], names: Sequence[str]) -> Figure:
+    """Mean confusions of the distilled students less those of the students alone; blue is fewer, red is more. Classes
+    have `names`."""
     difference = _confusions(distilled) - _confusions(alone)
     np.fill_diagonal(difference, 0)
     figure = Figure(figsize=(5, 4.4), layout="constrained")
     axes = figure.subplots()
     most = max(float(np.abs(difference).max()), 1.0)
-    shown = axes.imshow(difference, cmap="RdBu_r", vmin=-most, vmax=most)
+    coloured = axes.imshow(difference, cmap="RdBu_r", vmin=-most, vmax=most)
     classes = len(difference)
     if classes <= 20:
         for row, column in zip(*np.nonzero(difference), strict=True):
             value = difference[row, column]
             colour = "white" if abs(value) > 0.6 * most else "black"
             axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=6, color=colour)
-        axes.set_xticks(range(classes))
-        axes.set_yticks(range(classes))
+        shown = drawable(names)
+        axes.set_xticks(range(classes), shown, rotation=upright(shown), parse_math=False)
+        axes.set_yticks(range(classes), shown, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     axes.set_title("errors: distilled less alone", fontsize=9)
-    figure.colorbar(shown, ax=axes, shrink=0.8)
+    figure.colorbar(coloured, ax=axes, shrink=0.8)
     return figure
 
 
 def what_the_teacher_knows(
-    images: Images, labels: np.ndarray, teacher: np.ndarray, student: np.ndarray, temperature: float, most: int = 8
+    images: Images,
+    labels: np.ndarray,
+    teacher: np.ndarray,
+    student: np.ndarray,
+    temperature: float,
+    names: Sequence[str],
+    most: int = 8,
 ) -> Figure | None:
     """Test images that the teacher is least sure of and yet gets right, with its probabilities at T = 1 and at the
     run's T beside the student's; None where it gets none right.
 
-    Images uint8 [n, height, width, channels], logits [n, classes].
+    Images uint8 [n, height, width, channels], logits [n, classes]; classes have `names`.
     """
     probabilities = np.exp(metrics.log_softmax(teacher))
     right = np.flatnonzero(np.argmax(teacher, axis=1) == labels)
@@ -245,7 +254,7 @@ def what_the_teacher_knows(
     figure = Figure(figsize=(7, 0.5 + 0.95 * len(order)), layout="constrained")
     grid = figure.subplots(len(order), 2, width_ratios=[1, 7], squeeze=False)
     for (left, axes), index in zip(grid, order, strict=True):
-        left.imshow(images[index].squeeze(), cmap="gray_r")
+        left.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255)
         left.axis("off")
         places = np.arange(classes)
         shown = (
@@ -264,7 +273,11 @@ def what_the_teacher_knows(
             )
         axes.set_ylim(0, 1)
         axes.set_yticks([0, 1])
-        axes.set_xticks(places, places if index == order[-1] else [""] * classes)
+        if classes <= 20:
+            axes.set_xticks(places, [""] * classes)
+    if classes <= 20:
+        named = drawable(names)
+        axes.set_xticks(places, named, rotation=upright(named), parse_math=False)
     grid[0][1].legend(fontsize=7, ncols=3, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
@@ -273,7 +286,5 @@ def _confusions(runs: Sequence[str]) -> np.ndarray:
     found = []
     for run in runs:
         labels, logits = predictions.read(run)
-        counts = np.zeros((logits.shape[1],) * 2)
-        np.add.at(counts, (labels, np.argmax(logits, axis=1)), 1)
-        found.append(counts)
+        found.append(by_class.confusion(labels, np.argmax(logits, axis=1), logits.shape[1]))
     return np.sum(found, axis=0) / len(runs)

@@ -73,14 +73,22 @@ def classes(names: Sequence[str], counts: Mapping[str, Sequence[int]], most: int
 def networks(rows: Sequence[Mapping]) -> None:
     """Log networks' test metrics, and those of several together, whose `run` is empty."""
     table = Table(title=_WHICH, title_justify="left")
-    for number, heading in enumerate(("", "accuracy", f"errors of {rows[0]['test']['count']:,}", "cross-entropy")):
+    unbalanced = any(_balanced(row["test"]) not in ("", f"{row['test']['accuracy']:.2%}") for row in rows)
+    headings = ["", "accuracy", *["balanced"] * unbalanced, f"errors of {rows[0]['test']['count']:,}", "cross-entropy"]
+    for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         test = row["test"]
-        table.add_row(row["name"], f"{test['accuracy']:.2%}", f"{test['errors']:,}", f"{test['cross_entropy']:.4f}")
+        accuracies = [f"{test['accuracy']:.2%}", *[_balanced(test)] * unbalanced]
+        table.add_row(row["name"], *accuracies, f"{test['errors']:,}", f"{test['cross_entropy']:.4f}")
     text = io.StringIO()
     Console(file=text, width=120, color_system=None).print(table)
     log.info("\n%s", text.getvalue().rstrip())
     for row in rows:
         if row["run"]:
             log.info("%s: %s", row["name"], row["run"])
+
+
+def _balanced(test: Mapping) -> str:
+    """Balanced accuracy of a split's metrics; empty for a run of before it was measured."""
+    return f"{test['balanced_accuracy']:.2%}" if "balanced_accuracy" in test else ""

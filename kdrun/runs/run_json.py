@@ -30,9 +30,11 @@ MEASURED = {
     "cross_entropy": number,
     "teacher_kl?": number,
     "teacher_agreement?": fraction,
+    "balanced_accuracy?": fraction,
+    "class_accuracy?": [(None, fraction)],
     "epoch?": count,
 }
-SPLIT = {"best": MEASURED, "last": MEASURED}
+SPLIT = {"best": MEASURED, "last": MEASURED, "confusion?": [[count]]}
 RESULTS = {
     "test?": SPLIT,
     "validation?": SPLIT,
@@ -89,6 +91,7 @@ RECORD = {
     "seed?": whole,
     "dataset_sha256?": sha256,
     "num_classes?": count,
+    "class_names?": [str],
     "image_shape?": [count],
     "precision?": word,
     "model?": MODEL,
@@ -186,8 +189,24 @@ def wrong(record: Mapping, has_network: bool) -> str | None:
         return found
     if record["status"] == "completed":
         form = COMPLETED | (NETWORK if has_network else {})
-        if found := problem(record, form):
+        if found := problem(record, form) or (_of_other_classes(record) if has_network else None):
             return found
     if outside := [name for name in record.get("files", ()) if not relative_path(name)]:
         return f"files names {outside[0]!a}, which is not below the run directory"
     return None
+
+
+def _of_other_classes(record: Mapping) -> str | None:
+    """Which list of a network's record is of more or fewer classes than it has, in one line; None for a good record."""
+    results, classes = record.get("results", {}), record["num_classes"]
+    confusion = results.get("test", {}).get("confusion", [])
+    lists = [("class_names", record.get("class_names")), ("results.test.confusion", confusion or None)]
+    lists += [(f"results.test.confusion[{label}]", row) for label, row in enumerate(confusion)]
+    lists += [
+        (f"results.{split}.{which}.class_accuracy", results[split][which].get("class_accuracy"))
+        for split in ("test", "validation")
+        for which in ("best", "last")
+        if split in results
+    ]
+    wrong = next(((name, found) for name, found in lists if found is not None and len(found) != classes), None)
+    return wrong and f"{wrong[0]} is of {len(wrong[1])} classes, and num_classes is {classes}"

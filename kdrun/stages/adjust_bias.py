@@ -10,7 +10,7 @@ import numpy as np
 from kdrun.config import rules
 from kdrun.data import datasets
 from kdrun.errors import InputError
-from kdrun.evaluation import metrics
+from kdrun.evaluation import by_class, metrics
 from kdrun.registry import register
 from kdrun.runs import predictions, run_json
 from kdrun.runs import record as runs
@@ -56,8 +56,8 @@ def adjust_bias(
     dataset = datasets.load(theirs["config"]["data"], theirs["seed"])
     facts = {"seed": theirs["seed"], "dataset_sha256": dataset.sha256, "adjusted": sources.described(source)}
     with recording(run_dir, config, **facts) as record:
-        kept = ("model", "image_shape", "num_classes", "precision", "parameters", "multiply_adds")
-        record |= {key: theirs[key] for key in kept}
+        kept = ("model", "image_shape", "num_classes", "class_names", "precision", "parameters", "multiply_adds")
+        record |= {key: theirs[key] for key in kept if key in theirs}
         precision.prepare_machine()
         model = checkpoint.load(source, theirs["precision"])
         infer = compiled_inference(
@@ -83,6 +83,8 @@ def adjust_bias(
                 "best": _measured(after[split], labels, classes),
             }
             record["results"][split] = {**found, "last": found["best"]}
+            if split == "test":
+                record["results"][split] |= by_class.recorded_confusion(after[split], labels)
             log.info(
                 "adjust_bias: shift %+.3f, %s errors %d -> %d of %d, accuracy on %s %.4f -> %.4f",
                 *(shift, split, found["before"]["errors"], found["best"]["errors"], len(labels), classes),
@@ -116,7 +118,7 @@ def _measured(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) ->
     of_classes = np.isin(labels, classes)
     right = logits.argmax(axis=1) == labels
     return {
-        **metrics.evaluate(logits, labels),
+        **by_class.evaluate(logits, labels),
         "errors_of_classes": int(np.count_nonzero(of_classes & ~right)),
         "accuracy_of_classes": float(right[of_classes].mean()),
     }

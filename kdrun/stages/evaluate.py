@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdrun.comparison import texts
 from kdrun.config import rules
 from kdrun.config.schema import ALL_IMAGES
 from kdrun.data import datasets
@@ -39,9 +40,9 @@ def evaluate(config: Mapping, run_dir: Path, *, run: rules.RunDirectory) -> dict
     On the run's own data, KdrunError is raised when a metric differs from what its run.json says. Where the config has
     data of its own, these are measured on, and the run's record stays as it is.
     """
-    from kdrun.evaluation import metrics
+    from kdrun.evaluation import by_class, metrics
     from kdrun.evaluation.inference import compiled_inference, logits
-    from kdrun.reports import tables
+    from kdrun.reports import classes, tables
     from kdrun.runtime import precision
     from kdrun.teachers import checkpoint
 
@@ -50,7 +51,8 @@ def evaluate(config: Mapping, run_dir: Path, *, run: rules.RunDirectory) -> dict
     of_run = config["data"]["name"] == OF_RUN
     data = theirs["config"]["data"] if of_run else {**config["data"], **ALL_IMAGES}
     dataset = datasets.load(data)
-    with recording(run_dir, config, evaluated=str(evaluated), dataset_sha256=dataset.sha256) as record:
+    sha256, names = dataset.sha256, _class_names(theirs, dataset)
+    with recording(run_dir, config, evaluated=str(evaluated), dataset_sha256=sha256, class_names=names) as record:
         damaged = runs.damaged(evaluated, theirs)
         if damaged:
             raise KdrunError(f"{evaluated}: {', '.join(damaged)} is not what run.json says it was. Files were changed.")
@@ -58,27 +60,40 @@ def evaluate(config: Mapping, run_dir: Path, *, run: rules.RunDirectory) -> dict
             raise InputError(f"run: {evaluated} is damaged, or not the record of a network: {wrong}.")
         precision.prepare_machine()
         batch_size, image_size = theirs["config"]["evaluation_batch_size"], theirs["image_shape"][0]
-        record["results"] = {}
+        found = {}
         for name in ("best", "last"):
             model = checkpoint.load(evaluated, theirs["precision"], name)
             infer = compiled_inference(model, dataset.test.images.shape[1:], batch_size, image_size)
             of = f"on the test split, with the {name} weights"
-            predicted = metrics.check_finite(logits(infer, dataset.test.images), of)
-            record["results"][name] = metrics.evaluate(predicted, dataset.test.labels)
+            found[name] = metrics.check_finite(logits(infer, dataset.test.images), of)
+        labels = dataset.test.labels
+        measured = {name: by_class.evaluate(each, labels) for name, each in found.items()}
+        record["results"] = {**measured, **by_class.recorded_confusion(found["best"], labels)}
         if of_run:
-            _hold_against(theirs, record["results"], evaluated)
+            _hold_against(theirs, measured, evaluated)
         else:
-            log.info("evaluate: %s on %s (sha256 %s)", evaluated, data.get("path", data["name"]), dataset.sha256[:12])
-            rows = [{"name": f"{name} weights", "test": test, "run": ""} for name, test in record["results"].items()]
-            tables.networks(rows)
+            log.info("evaluate: %s on %s (sha256 %s)", evaluated, data.get("path", data["name"]), sha256[:12])
+            tables.networks([{"name": f"{name} weights", "test": test, "run": ""} for name, test in measured.items()])
+            of_weights = {f"{name} weights": [np.argmax(each, axis=1)] for name, each in found.items()}
+            test = classes.Tested(labels, of_weights, found["best"].shape[1])
+            classes.show(classes.by_class(test, names))
         return record["results"]
 
 
+def _class_names(theirs: Mapping, dataset: datasets.Dataset) -> list[str]:
+    """Names of the classes that a run's network tells apart: its own, or, of a run of before runs had them, the
+    data's."""
+    if "class_names" in theirs:
+        return theirs["class_names"]
+    names, classes = dataset.class_names, theirs.get("num_classes", len(dataset.class_names))
+    return [*map(str, names[:classes]), *map(str, range(len(names), classes))]
+
+
 def _hold_against(theirs: Mapping, results: Mapping, evaluated: Path) -> None:
-    """Raises KdrunError where measured results are not those of a run's record."""
+    """Raises KdrunError where measured results are not those of a run's record, as far as that has them."""
     for name, found in results.items():
         said = theirs["results"]["test"][name]
-        different = [key for key in found if not np.isclose(found[key], said[key], rtol=1e-5, atol=1e-7)]
+        different = [key for key in found if key in said and not _are_close(found[key], said[key])]
         for key in different:
             log.info("evaluate: %s weights, %s is %s, run.json says %s", name, key, found[key], said[key])
         if different:
@@ -94,6 +109,12 @@ def _hold_against(theirs: Mapping, results: Mapping, evaluated: Path) -> None:
         )
 
 
+def _are_close(found, said) -> bool:
+    """Whether numbers, or lists of as many numbers and nulls, are the same to rounding."""
+    found, said = (np.asarray(each, np.float64) for each in (found, said))
+    return bool(np.isclose(found, said, rtol=1e-5, atol=1e-7, equal_nan=True).all())
+
+
 def _check_other_data(data: Mapping, record: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where a run's network cannot be measured on these data."""
     theirs, shapes = record["config"]["data"], datasets.shapes(data)
@@ -107,9 +128,24 @@ def _check_other_data(data: Mapping, record: Mapping, overrides: Sequence[str]) 
             f"data={data['name']}: its images have {channels} channel(s), and the run's network sees "
             f"{record['image_shape'][2]}. Give images like those that it was trained on."
         )
-    labels = datasets.load({**data, **ALL_IMAGES}).test.labels
+    dataset = datasets.load({**data, **ALL_IMAGES})
+    labels = dataset.test.labels
     if int(labels.max()) >= record["num_classes"]:
         raise InputError(
             f"data={data['name']}: its labels go up to {labels.max()}, and the run's network tells "
             f"{record['num_classes']} classes apart. Give data with the same classes."
         )
+    _check_names(data["name"], [texts.one_line(str(name)) for name in dataset.class_names], record)
+
+
+def _check_names(data: str, ours: Sequence[str], record: Mapping) -> None:
+    """Raises InputError where a number is another class's in these data than in the run's, by the names of both."""
+    theirs = [texts.one_line(name) for name in record.get("class_names", ())]
+    if any(names == [str(number) for number in range(len(names))] for names in (ours, theirs)):
+        return  # they have no names
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=False)):
+        if our != their:
+            raise InputError(
+                f"data={data}: its class {number} is {texts.short(our, 40)}, and {texts.short(their, 40)} to the run's "
+                "network. Give data with the same classes in the same order."
+            )

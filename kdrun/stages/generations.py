@@ -9,7 +9,7 @@ from kdrun.config.rules import integer
 from kdrun.config.schema import for_role
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
-from kdrun.evaluation import metrics
+from kdrun.evaluation import by_class, metrics
 from kdrun.objectives import selection
 from kdrun.registry import register
 from kdrun.runs import identity, predictions
@@ -96,7 +96,7 @@ def _ensemble(found: list[Path]) -> dict:
     for path in found:
         labels, of_one = predictions.read(path)
         logits.append(of_one)
-    return metrics.evaluate(metrics.ensemble(logits), labels)
+    return by_class.evaluate(metrics.ensemble(logits), labels)
 
 
 def _check_teacher(config: Mapping) -> None:

@@ -13,7 +13,7 @@ from kdrun import registry
 from kdrun.data import datasets, report
 from kdrun.errors import InputError
 from kdrun.objectives import selection
-from kdrun.reports import figures
+from kdrun.reports import classes, figures
 from kdrun.runs.recording import update
 from kdrun.runtime import precision
 from kdrun.storage import files
@@ -112,11 +112,12 @@ def train(job: TrainingJob, config: Mapping, run_dir: Path, record: dict) -> dic
     for folder in ("checkpoints", "predictions"):
         (run_dir / folder).mkdir(exist_ok=True)
     with tracking.Trackers(run, tracking.chosen(config["tracker"])) as trackers:
-        record |= {"model": job.model, "image_shape": job.image_shape, "precision": job.policy}
+        names = [str(name) for name in job.dataset.class_names]
+        record |= {"model": job.model, "image_shape": job.image_shape, "precision": job.policy, "class_names": names}
         record |= jobs.describe(program)
         update(run_dir, record)
         results = jobs.run(job, program, run_dir, trackers)
-        trackers.end(results["test"], figures.of_predictions(job.dataset.test, run_dir))
+        trackers.end(_numbers(results["test"]), figures.of_predictions(job.dataset.test, run_dir, names))
         record["results"] = results
         record["files"] = {name: files.sha256(run_dir / name) for name in (*FILES, *trackers.files)}
     log.info(
@@ -128,7 +129,16 @@ def train(job: TrainingJob, config: Mapping, run_dir: Path, record: dict) -> dic
         "best by validation" if settings.held_out else "validation was trained on",
         results["test"]["last"]["accuracy"],
     )
+    log.info("%s: %s", job.name, classes.lowest(names, results["test"]["best"]))
     return results
+
+
+def _numbers(test: Mapping) -> dict[str, dict[str, float]]:
+    """The best and the last weights' test metrics as trackers take them: a number each, without those by class."""
+    return {
+        which: {name: value for name, value in test[which].items() if not isinstance(value, list)}
+        for which in ("best", "last")
+    }
 
 
 def _hyperparameters(job: TrainingJob, config: Mapping) -> dict:

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import numpy as np
 
+from kdrun.comparison import texts
 from kdrun.config import rules
 from kdrun.config.keys import Training
 from kdrun.config.schema import for_role
 from kdrun.data import batches, datasets
 from kdrun.errors import InputError
-from kdrun.evaluation import metrics
+from kdrun.evaluation import by_class, metrics
 from kdrun.registry import register
 from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
@@ -63,8 +64,9 @@ def specialists(
             tensorflow.load_tensorflow(work.threads_beside(config))
             dataset = datasets.load(for_role(config, "teacher")["data"])
             of_classes = confusable(_said(config, generalist, dataset, "validation"), clusters)
+            record["class_names"] = [str(name) for name in dataset.class_names]
             for classes in of_classes:
-                log.info("specialists: one for classes %s", classes)
+                log.info("specialists: one for classes %s", _named(classes, dataset.class_names))
                 for split in dataset[:3]:
                     if not np.isin(split.labels, classes).any():
                         raise InputError(f"specialists: a split has no images of {classes}. Use more images.")
@@ -83,8 +85,8 @@ def specialists(
         together = np.log(np.maximum(combined(log_p, theirs), 1e-300))
         record["results"] = {
             "specialists": found,
-            "generalist": {"run": str(generalist), "test": metrics.evaluate(log_p, labels)},
-            "combined": {"run": "", "test": metrics.evaluate(together, labels)},
+            "generalist": {"run": str(generalist), "test": by_class.evaluate(log_p, labels)},
+            "combined": {"run": "", "test": by_class.evaluate(together, labels)},
         }
         rows = [{"name": name, **record["results"][name]} for name in ("generalist", "combined")]
         for each in found:
@@ -201,6 +203,11 @@ def _log_probabilities(run_dir: Path, dustbin_shift: float) -> np.ndarray:
     z = predictions.read(run_dir)[1].astype(np.float64)
     z[:, -1] += dustbin_shift
     return metrics.log_softmax(z)
+
+
+def _named(classes: Sequence[int], names: Sequence[str]) -> str:
+    """Classes by name, for a line of the log."""
+    return ", ".join(texts.short(str(names[label]), 40) for label in classes)
 
 
 def _tested(run_dir: Path) -> dict:

@@ -15,6 +15,8 @@ from pathlib import Path
 from kdrun.errors import NoRoom
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\..+")
+# a list of numbers, or of short texts, as json.dumps indents it: a line for each of them; no text holds an end of line
+_SHORT_ITEMS = re.compile(r'\[\n((?:\s+(?:[-\w][^\n]*|"[^\n]{0,40}",?)\n)+)\s+\]')
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
@@ -101,8 +103,10 @@ def flush(folder: Path) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Write a value as JSON, all or nothing."""
-    write_with(path, lambda name: Path(name).write_text(json.dumps(value, indent=2, allow_nan=False) + "\n"))
+    """Write a value as JSON, all or nothing: indented, with a list of numbers or of short texts on one line."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    text = _SHORT_ITEMS.sub(lambda found: f"[{' '.join(line.strip() for line in found[1].splitlines())}]", text)
+    write_with(path, lambda name: Path(name).write_text(text + "\n"))
 
 
 def reserve(folder: Path, size: int) -> None:

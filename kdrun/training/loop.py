@@ -16,7 +16,7 @@ import numpy as np
 from kdrun.data import batches
 from kdrun.data.datasets import Dataset
 from kdrun.errors import Diverged, Stopped
-from kdrun.evaluation import metrics
+from kdrun.evaluation import by_class, metrics
 from kdrun.evaluation.inference import logits
 from kdrun.models.weights import load_weights, save_weights
 from kdrun.runs import predictions
@@ -227,7 +227,8 @@ def _check_finite(
 
 
 def _test(program: Program, best_weights, dataset: Dataset, run_dir: Path) -> dict:
-    """Test metrics of the weights as they are, the last, and of the best: the same weights where that is None."""
+    """Test metrics of the weights as they are, the last, and of the best: the same weights where that is None; with the
+    best ones' confusion matrix."""
     test = {"last": logits(program.infer, dataset.test.images)}
     test["best"] = test["last"]
     if best_weights is not None:
@@ -235,6 +236,8 @@ def _test(program: Program, best_weights, dataset: Dataset, run_dir: Path) -> di
         test["best"] = logits(program.infer, dataset.test.images)
     for name, found in test.items():
         metrics.check_finite(found, f"on the test split, with the {name} weights")
-    predictions.write(run_dir / "predictions" / "test.npz", dataset.test.labels, test["best"], test["last"])
+    labels = dataset.test.labels
+    predictions.write(run_dir / "predictions" / "test.npz", labels, test["best"], test["last"])
     teacher_logits = program.network.supervision.teacher_logits.get("test")
-    return {name: metrics.evaluate(test[name], dataset.test.labels, teacher_logits) for name in ("best", "last")}
+    evaluated = {name: by_class.evaluate(test[name], labels, teacher_logits) for name in ("best", "last")}
+    return {**evaluated, **by_class.recorded_confusion(test["best"], labels)}

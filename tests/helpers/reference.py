@@ -75,6 +75,18 @@ def measures(z: np.ndarray, labels: np.ndarray, teacher: np.ndarray | None = Non
     return found
 
 
+def by_class(z: np.ndarray, labels: np.ndarray) -> dict:
+    """What run.json says of a split's classes, counted image by image; the first one of the highest logit is taken."""
+    classes = z.shape[1]
+    confusion = [[0] * classes for _ in range(classes)]
+    for row, label in zip(z.tolist(), labels.tolist(), strict=True):
+        confusion[label][row.index(max(row))] += 1
+    of_classes = [row[label] / sum(row) if sum(row) else None for label, row in enumerate(confusion)]
+    present = [value for value in of_classes if value is not None]
+    balanced = math.fsum(present) / len(present)
+    return {"class_accuracy": of_classes, "balanced_accuracy": balanced, "confusion": confusion}
+
+
 def density(x: np.ndarray, degrees: float) -> np.ndarray:
     """Student's t distribution's."""
     scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)

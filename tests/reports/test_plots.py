@@ -174,33 +174,57 @@ def test_reliability_is_accuracy_by_confidence_of_each_kind(tmp_path):
 def test_the_difference_of_confusions_is_distilled_less_alone(tmp_path):
     distilled = [made_up(tmp_path / "d0", {(0, 1): 8}), made_up(tmp_path / "d1", {(0, 1): 4, (2, 1): 2})]
     alone = [made_up(tmp_path / "a0", {(0, 1): 1, (1, 2): 5})]
-    axes, _ = plots.confusion_difference(distilled, alone).axes
+    axes, _ = plots.confusion_difference(distilled, alone, "abc").axes
     (image,) = axes.images
     np.testing.assert_allclose(image.get_array(), [[0, 5, 0], [0, 0, -5], [0, 1, 0]])  # rows are labels
     assert texts_of(axes) == {(1, 0): "+5.0", (2, 1): "-5.0", (1, 2): "+1.0"}  # (column, row)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "label")
+    assert [label.get_text() for label in axes.get_xticklabels()] == [*"abc"]
     assert image.get_cmap().name == "RdBu_r" and image.norm.vmin == -image.norm.vmax  # red is more
 
 
 def test_the_confusion_matrix_has_labels_in_rows():
     labels, predicted = np.array([0, 0, 0, 0, 1, 2, 2]), np.array([0, 1, 1, 1, 1, 2, 0])
-    (axes,) = figures.confusion_matrix(labels, predicted, 3).axes
+    (axes,) = figures.confusion_matrix(labels, predicted, ["cat", "dog", "bird"]).axes
     (image,) = axes.images
     np.testing.assert_allclose(image.get_array() ** 2, [[1 / 4, 3 / 4, 0], [0, 1, 0], [1 / 2, 0, 1 / 2]])
     assert texts_of(axes) == {(0, 0): "1", (1, 0): "3", (1, 1): "1", (0, 2): "1", (2, 2): "1"}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "label")
     assert axes.get_title() == "3 of 7 right"
+    for axis in (axes.xaxis, axes.yaxis):
+        assert [label.get_text() for label in axis.get_ticklabels()] == ["cat", "dog", "bird"]
+
+
+def test_names_that_matplotlib_cannot_draw_are_numbers():
+    names = [
+        "größe",
+        "\u732b",
+        "\u05d7\u05ea\u05d5\u05dc",
+        "a name of many letters",
+        "$x_1^2$ \\frac",
+        "\x1b\n",
+        "\ud800",
+        " b\n",
+    ]
+    expected = ["größe", "1", "2", "a name of many le…", "$x_1^2$ \\frac", "5", "6", "b"]
+    assert figures.drawable(names) == expected
+    (axes,) = figures.confusion_matrix(np.arange(8), np.arange(8), names).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == expected
+    FigureCanvasAgg(axes.figure).draw()  # nothing is taken for a formula
+    many = [f"class {number}" for number in range(100)]
+    (axes,) = figures.confusion_matrix(np.arange(100), np.arange(100), many).axes
+    assert "class 1" not in {label.get_text() for label in axes.get_xticklabels()} and not axes.texts
 
 
 def test_misclassified_images_are_the_surest_ones_with_label_and_prediction():
     images = np.zeros((4, 8, 8, 1), np.uint8) + np.arange(1, 5, dtype=np.uint8)[:, None, None, None]
     labels, probabilities = np.array([0, 1, 2, 0]), np.array([[4, 5, 1], [6, 3, 1], [7, 2, 1], [8, 1, 1]]) / 10
-    figure = figures.misclassified(images, labels, np.log(probabilities))
+    figure = figures.misclassified(images, labels, np.log(probabilities), ["cat", "dog", "bird"])
     (axes,) = figure.axes
     texts = [text.get_text() for text in sorted(axes.texts, key=lambda text: text.get_position()[0])]
-    assert texts == ["2 taken for 0\n70%", "1 taken for 0\n60%", "0 taken for 1\n50%"]
+    assert texts == ["bird taken for cat\n70%", "dog taken for cat\n60%", "cat taken for dog\n50%"]
     (sheet,) = axes.images
-    shown = [value for value in dict.fromkeys(sheet.get_array().T.ravel().tolist()) if value]
+    shown = [value for value in dict.fromkeys(sheet.get_array().T.ravel().tolist()) if value != 255]
     assert shown == [3, 2, 1]  # from left to right
     assert figure.texts[0].get_text() == "3 of 4 wrong; the 3 surest mistakes"
 
@@ -210,8 +234,8 @@ def test_pictures_of_a_run_are_of_its_best_weights(tmp_path):
     with np.load(run / "predictions/test.npz") as saved:
         labels, logits = saved["labels"], saved["logits"]
     images = np.arange(60, dtype=np.uint8).repeat(16).reshape(60, 4, 4, 1)
-    pictures = figures.of_predictions(Split(images, labels), run)
-    expected = FigureCanvasAgg(figures.confusion_matrix(labels, logits.argmax(1), CLASSES))
+    pictures = figures.of_predictions(Split(images, labels), run, "abc")
+    expected = FigureCanvasAgg(figures.confusion_matrix(labels, logits.argmax(1), "abc"))
     expected.draw()
     np.testing.assert_array_equal(pictures["confusion_matrix"], np.asarray(expected.buffer_rgba())[..., :3])
     assert pictures["misclassified"].shape[2] == 3
@@ -225,7 +249,7 @@ def test_what_the_teacher_knows_is_of_teacher_and_student_each_in_its_colour():
     labels = np.array([0, 1, 2, 0])
     teacher = np.array([[2.0, 1, 0], [0, 5, 0], [3, 0, 2], [1.0, 0.5, 0]])  # wrong of the third
     student = np.array([[0.0, 1, 4], [1, 2, 0], [0, 0, 2], [5.0, 1, 0]])
-    figure = plots.what_the_teacher_knows(images, labels, teacher, student, 2.0)
+    figure = plots.what_the_teacher_knows(images, labels, teacher, student, 2.0, "abc")
     axes = [each for each in figure.axes if each.containers]
     pictures = [each.images[0].get_array() for each in figure.axes if each.images]
     for place, index in enumerate([3, 0, 1]):  # from the least sure one on
@@ -239,7 +263,8 @@ def test_what_the_teacher_knows_is_of_teacher_and_student_each_in_its_colour():
             assert [bar.get_height() for bar in shown[label]] == pytest.approx(values)
             assert {to_hex(bar.get_facecolor()) for bar in shown[label]} == {colour}
     assert len(pictures) == 3
-    assert plots.what_the_teacher_knows(images, np.array([2, 2, 1, 2]), teacher, student, 2.0) is None
+    assert [[label.get_text() for label in each.get_xticklabels()] for each in axes] == [[""] * 3] * 2 + [[*"abc"]]
+    assert plots.what_the_teacher_knows(images, np.array([2, 2, 1, 2]), teacher, student, 2.0, "abc") is None
 
 
 @pytest.fixture

@@ -26,7 +26,11 @@ from kdrun.storage.manifest import digest
 GOLDEN = Path(__file__).with_name("golden")
 PRESETS = ["", *choices("experiment")]
 # keys that came since, which no result of before depends on
+_AUGMENT = ("resized_crop", "colour", "cutout", "views", "seed")
 NEW: tuple[str, ...] = ("data.on_device", "data.split", "data.split_seed")
+NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("image_size", "normalise"))
+NEW += ("data.normalise",)
+NEW += tuple(f"{part}.augment.{key}" for part in ("data", "teacher", "student") for key in _AUGMENT)
 
 TINY = ["data.image_size=8", "data.train_size=96", "data.validation_size=64", "data.test_size=64", "batch_size=16"]
 TINY += ["epochs=2", "optimizer=adam", "tensorboard.histograms=false"]

@@ -175,10 +175,9 @@ def test_a_notebook_loads_such_a_run(folder, done):
     assert list(run.metrics["split"]) == ["train", "validation"] * 2
     labels, logits = run.predictions
     from kdrun.data import datasets
-    from kdrun.models.preprocessing import prepare
 
     test = datasets.load(run.config["data"]).test
-    found = run.network()(prepare(test.images, 8), training=False).numpy()
+    found = run.network()(run.prepared(test.images), training=False).numpy()
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
     assert (labels == test.labels).all()
 

@@ -1,6 +1,7 @@
 """The command line: compose the config, check it, and only then load TensorFlow and run the stage."""
 
 import argparse
+import os
 import shlex
 import shutil
 import sys
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # without Hydra, which composes a config for the one, and says its own version
     if answer := _help() if not arguments or {"--help", "-h"} & set(arguments) else _version(arguments):
-        print(answer)
+        _answer(answer)
         return 0
     try:
         with signals.at_once():
@@ -66,6 +67,14 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             traceback.print_exc()
         return 1
+
+
+def _answer(text: str) -> None:
+    """Print it; whoever reads may have seen enough, as `head` has."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written at the process's end
 
 
 def _version(arguments: list[str]) -> str:

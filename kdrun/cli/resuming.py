@@ -63,7 +63,7 @@ def load_saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[Confi
     if is_completed:
         _check_is_to_grow(run_dir, record, keys)
     came_since = {name: given[name] for name in _CAME_LATER & given.keys() - record["config"].keys()}
-    began_with = {**record["config"], **came_since}
+    began_with = {**schema.with_later_keys(record["config"]), **came_since}
     values = dict(schema.flatten(began_with))
     asked = dict(schema.flatten(for_role(given, stage.role)))  # the record has it like that, too
     if not isinstance(values.get("outputs"), str) or not values.keys() >= _OF_A_RUN:

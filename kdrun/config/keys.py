@@ -12,11 +12,30 @@ from kdrun.config.rules import Amount, Count, Fraction, Path, Paths, Positive, S
 Keys = Mapping[str, Any]  # of an owner: its `name`, and what its function's signature says
 
 
+MOST_PIXELS = 4096  # a side of an image that a network sees
+Pixels = Annotated[int, integer(1, MOST_PIXELS)]
+Normalise = Annotated[str | list, rules.normalisation]
+
+
+class Colour(TypedDict):
+    """Strengths of random changes of colour."""
+
+    brightness: Amount
+    contrast: Amount
+    saturation: Amount
+    hue: Annotated[float, rules.number(0, 0.5)]
+
+
 class Augment(TypedDict):
     """Of the images that a network learns from."""
 
     jitter: Annotated[int, integer(0, 64)]
     flip: bool
+    resized_crop: Annotated[float, rules.part]
+    colour: Colour
+    cutout: Annotated[float, rules.side]
+    views: Annotated[int | None, integer(1, optional=True)]
+    seed: Annotated[int, integer(0, 2**31 - 1)]
 
 
 class Training(TypedDict):
@@ -30,6 +49,8 @@ class Training(TypedDict):
 class Role(Training):
     """What teacher and student each have of their own."""
 
+    image_size: Pixels
+    normalise: Normalise
     augment: Augment
     train_on_validation: bool
     model: Keys
@@ -67,7 +88,8 @@ class Distill(Training):
 class Data(TypedDict):
     """What all data sources have in common; a source's own keys stand beside these."""
 
-    image_size: Annotated[int, integer(1, 4096)]
+    image_size: Pixels
+    normalise: Normalise
     validation_size: Size
     train_on_validation: bool
     train_size: Annotated[int | None, integer(1, optional=True)]

@@ -54,6 +54,31 @@ def number(low: float, high: float = math.inf, low_included: bool = True, high_i
     return check
 
 
+def part(key: str, given: Any) -> float:
+    """A number above 0 and up to 1; null is 1, the whole."""
+    return 1.0 if given is None else number(0, 1, low_included=False)(key, given)
+
+
+def side(key: str, given: Any) -> float:
+    """A side in whole pixels, or, below 1, as a part of the image's."""
+    found = number(0, 4096)(key, given)
+    if found > 1 and found != int(found):
+        raise _refused(key, given, "a whole number of pixels, or a part of the image's side below 1", 8)
+    return found
+
+
+def normalisation(key: str, given: Any) -> str | list[list[float]]:
+    """none, dataset, imagenet, or two lists: means and standard deviations of one channel or three."""
+    if not isinstance(given, list):
+        return one_of("none", "dataset", "imagenet")(key, given)
+    if len(given) != 2 or not all(isinstance(each, list) and len(each) in (1, 3) for each in given):
+        raise _refused(key, given, "two lists of one number or of three, means and deviations", "[[0.5],[0.25]]")
+    mean, std = given
+    if len(mean) != len(std):
+        raise _refused(key, given, "as many means as deviations", "[[0.5],[0.25]]")
+    return [[number(-math.inf)(key, each) for each in mean], numbers(0)(key, std)]
+
+
 def integers(least: int) -> Rule:
     """A list, not empty, of whole numbers."""
 

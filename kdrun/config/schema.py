@@ -99,18 +99,49 @@ def shared(config: Mapping) -> dict[str, Any]:
 
 
 def for_role(config: Mapping, role: str | None) -> Config:
-    """The config as one role's network sees it: the data with its augmentation, validation images trained on or not,
-    and for the teacher all training images; None: of several networks, as it is."""
+    """The config as one role's network sees it: the data with its image size and augmentation, validation images
+    trained on or not, and for the teacher all training images; None: of several networks, as it is."""
     if role is None:
         return cast(Config, dict(config))
-    data = {**config["data"], **{key: config[role][key] for key in ("augment", "train_on_validation")}}
+    data = {**config["data"], **{key: config[role][key] for key in _OF_ROLES}}
     if role == "teacher":
         data |= ALL_IMAGES
     return cast(Config, {**config, "data": data})
 
 
+_OF_ROLES = ("image_size", "normalise", "augment", "train_on_validation")  # keys of data that each role has its own of
+
 # the keys of data that choose among the students' training images, as they are where all are taken
 ALL_IMAGES: dict[str, Any] = {"include_classes": None, "exclude_classes": [], "train_fraction": 1.0}
+
+
+# keys that came when there were runs already, as these had them: where they are so, no identity has them
+_LATER: dict[str, Any] = {"normalise": "none"}
+_LATER_OF_AUGMENT: dict[str, Any] = {
+    "resized_crop": 1.0,
+    "colour": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+    "cutout": 0.0,
+    "views": None,
+    "seed": 0,
+}
+
+
+def depended_on(data: Mapping) -> dict:
+    """What of data, as a role's network sees them, a result depends on, as identities have it."""
+    found = {**data, "augment": _without(data["augment"], _LATER_OF_AUGMENT)}
+    return _without(found, _LATER)
+
+
+def _without(given: Mapping, later: Mapping) -> dict:
+    return {key: value for key, value in given.items() if key not in later or value != later[key]}
+
+
+def with_later_keys(config: Mapping) -> dict:
+    """A recorded config, with the keys that it lacks because they came later."""
+    leaves, later = dict(flatten(config)), {**_LATER, "augment": _LATER_OF_AUGMENT}
+    size = {"image_size": leaves["data.image_size"]}
+    missing = flatten({"data": later, "teacher": {**later, **size}, "student": {**later, **size}})
+    return nested({**leaves, **{key: value for key, value in missing if key not in leaves}})
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

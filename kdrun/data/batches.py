@@ -4,8 +4,7 @@ Training is one endless stream: a fresh permutation of the training set per pass
 batches of equal size. There is no shuffle buffer and no state, so resuming in mid-epoch is arithmetic. An epoch is
 ceil(n / batch_size) steps.
 
-A view is what augmentation makes of an image, as one integer: with `jitter` j there are (2j + 1)^2 shifts, with
-`flip` twice as many. Views are finite, so what a teacher says of each can be kept.
+A view is what augmentation makes of an image, as one integer: see augmentation.
 """
 
 from functools import lru_cache
@@ -19,16 +18,6 @@ _ORDER, _VIEW, _SHUFFLE, _MIX, SUBSET, OTHERS = range(6)
 def steps_per_epoch(size: int, batch_size: int) -> int:
     """Steps that an epoch over `size` images takes: ceil(size / batch_size)."""
     return -(-size // batch_size)
-
-
-def view_count(jitter: int, flip: bool) -> int:
-    """How many views of an image the augmentation can make, itself included."""
-    return (2 * jitter + 1) ** 2 * (2 if flip else 1)
-
-
-def unchanged_view(jitter: int) -> int:
-    """The view of an image that is the image itself: the middle one of all shifts."""
-    return (2 * jitter + 1) ** 2 // 2
 
 
 def relative_seed(seed: int, number: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdrun import registry
 from kdrun.config.keys import DATA
-from kdrun.config.schema import for_role
+from kdrun.config.schema import depended_on, for_role
 from kdrun.runs import code
 from kdrun.storage import files, manifest
 
@@ -72,7 +72,8 @@ def of_data(data: Mapping) -> dict:
     """The keys of data that a result depends on, beside the dataset's fingerprint: not in which kind of file it is, but
     for a source of the user's own, of which nobody knows what its keys do."""
     own = () if _is_shipped("data", data["name"]) else ("name", *(data.keys() - DATA))
-    return {key: value for key, value in data.items() if key in (*DATA, *own) and key not in ("path", "on_device")}
+    kept = (*DATA, *own)
+    return {key: value for key, value in depended_on(data).items() if key in kept and key not in ("path", "on_device")}
 
 
 def fingerprint(identity: Mapping) -> str:

@@ -45,8 +45,8 @@ class LoadedRun:
         return predictions.read(self.path)
 
     def network(self, which: str = "best") -> Any:
-        """The tf_keras.Model with its `best` or `last` weights, frozen, in float32: from images float32 [batch, height,
-        width, channels] in [0, 1] to logits float32 [batch, classes].
+        """The tf_keras.Model with its `best` or `last` weights, frozen, in float32: from images as `prepared` makes
+        them to logits float32 [batch, classes].
 
         Loads TensorFlow. A net of a file of your own must be registered first: kdrun.load_run(path, plugins=[FILE]).
         """
@@ -56,3 +56,12 @@ class LoadedRun:
         runs.check_leaves_network(self.record, str(self.path))
         tensorflow.load_tensorflow()
         return checkpoint.load(self.path, "float32", which)
+
+    def prepared(self, images: np.ndarray) -> Any:
+        """Images, uint8 [n, height, width, channels], as the network was shown them: resized, scaled to [0, 1] and
+        normalised, float32. Loads TensorFlow."""
+        from kdrun.runtime import tensorflow
+        from kdrun.teachers import checkpoint
+
+        tensorflow.load_tensorflow()
+        return checkpoint.prepared(self.path, images)

@@ -93,6 +93,7 @@ RECORD = {
     "num_classes?": count,
     "class_names?": [str],
     "image_shape?": [count],
+    "normalisation?": {"mean": [number], "std": [positive]},
     "precision?": word,
     "model?": MODEL,
     "parameters?": {str: count},
@@ -166,6 +167,9 @@ def no_network(record: Mapping, room: int) -> str | None:
     size = record["config"]["data"].get("image_size")
     if record["image_shape"][:2] != [size, size] or len(record["image_shape"]) != 3 or record["image_shape"][2] > 4:
         return f"image_shape is {record['image_shape'][:4]}, and data.image_size {size}"
+    for key, values in record.get("normalisation", {}).items():
+        if len(values) != record["image_shape"][2]:
+            return f"normalisation has {len(values)} numbers for {key}, and images have {record['image_shape'][2]}"
     # a network of so many classes, or units, has at least that many weights: it need not be made to be known as none
     most = max([record["num_classes"], *_whole_numbers(record["model"])])
     return (

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from kdrun.config import rules
-from kdrun.data import datasets
+from kdrun.data import datasets, preparation
 from kdrun.errors import InputError
 from kdrun.evaluation import by_class, metrics
 from kdrun.registry import register
@@ -57,11 +57,11 @@ def adjust_bias(
     facts = {"seed": theirs["seed"], "dataset_sha256": dataset.sha256, "adjusted": sources.described(source)}
     with recording(run_dir, config, **facts) as record:
         kept = ("model", "image_shape", "num_classes", "class_names", "precision", "parameters", "multiply_adds")
-        record |= {key: theirs[key] for key in kept if key in theirs}
+        record |= {key: theirs[key] for key in kept if key in theirs} | preparation.recorded(preparation.of_run(theirs))
         precision.prepare_machine()
         model = checkpoint.load(source, theirs["precision"])
         infer = compiled_inference(
-            model, dataset.test.images.shape[1:], config["evaluation_batch_size"], theirs["image_shape"][0]
+            model, dataset.test.images.shape[1:], config["evaluation_batch_size"], preparation.of_run(theirs)
         )
         before = {split: said(split) for split in ("validation", "test")}
         shift = best_shift(before["validation"], dataset.validation.labels, classes)

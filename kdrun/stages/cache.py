@@ -30,7 +30,9 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where there is no teacher, or no place for its logits."""
     if not config["cache"]["clear"]:  # else it is about what is there, whatever it was made from
         checks.students_data(config)
-        checks.augmentation(for_role(config, "student")["data"])
+        student = for_role({**config, "teacher": {**config["teacher"], "cache": "on"}}, "student")
+        checks.augmented(student["data"])
+        checks.kept_views(student)
         sources.resolve(config, overrides)
         directory.check_writable("cache_dir", Path(config["cache_dir"]))
 

@@ -144,10 +144,8 @@ def parts_of(config: Mapping, run_dir: Path, record: dict, jobs: int) -> Iterato
 def bytes_of(config: Mapping) -> int:
     """About how much memory a process takes that trains a network of the config: TensorFlow, and the activations of a
     deep one, a thousand numbers a pixel of a batch."""
-    pixels = (
-        max(config[part]["batch_size"] for part in ("teacher", "student", "distill"))
-        * config["data"]["image_size"] ** 2
-    )
+    roles = {"teacher": "teacher", "student": "student", "distill": "student"}
+    pixels = max(config[part]["batch_size"] * config[role]["image_size"] ** 2 for part, role in roles.items())
     return 2**30 + 4 * 1000 * pixels
 
 

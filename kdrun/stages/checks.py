@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from kdrun.config.schema import for_role
-from kdrun.data import batches, datasets, report
+from kdrun.data import augmentation, datasets, preparation, report
 from kdrun.errors import InputError
 from kdrun.models import build as models
 from kdrun.objectives import selection
@@ -28,6 +28,12 @@ def training(config: Mapping, *parts: tuple[str, str]) -> datasets.Dataset:
     dataset = students_data(config)
     for part, role in parts:
         _part(config, part, role)
+    views = config["data"]["augment"]["views"]
+    if parts and views and not any(augmentation.of(for_role(config, role)["data"]).is_drawn for _, role in parts):
+        raise InputError(
+            f"data.augment.views={views}: there is nothing to draw them with. Set data.augment.jitter, flip, "
+            "resized_crop, colour or cutout, or leave it out."
+        )
     return dataset
 
 
@@ -88,13 +94,35 @@ def _classes(data: Mapping, num_classes: int) -> None:
         )
 
 
-def augmentation(data: Mapping) -> None:
-    """Raises InputError where shifts would leave nothing of an image."""
-    height, width = datasets.shapes(data).train[1:3]
-    if data["augment"]["jitter"] >= min(height, width):
+def augmented(data: Mapping) -> None:
+    """Raises InputError where augmentation would leave nothing of an image, or is for others than these."""
+    shape, augment, how = datasets.shapes(data).train, data["augment"], augmentation.of(data)
+    height, width = shape[1:3]
+    if how.jitter >= min(height, width):
         raise InputError(
-            f"data.augment.jitter={data['augment']['jitter']} would shift images of {height}x{width} pixels out of "
-            f"sight. It must be below {min(height, width)}."
+            f"data.augment.jitter={how.jitter} would shift images of {height}x{width} pixels out of sight. It must be "
+            f"below {min(height, width)}."
+        )
+    if how.cutout > min(height, width):
+        raise InputError(
+            f"data.augment.cutout={how.cutout:g} is larger than images of {height}x{width} pixels. Give at most "
+            f"{min(height, width)}, or a part of that below 1."
+        )
+    for key in ("saturation", "hue"):
+        if augment["colour"][key] and shape[3:] != (3,):
+            raise InputError(
+                f"data.augment.colour.{key}={augment['colour'][key]:g}: {data['name']}'s images are grayscale and have "
+                "none. Set it to 0; brightness and contrast are for them, too."
+            )
+
+
+def kept_views(config: Mapping) -> None:
+    """Raises InputError where what teachers say of every view, as the student sees them, is to be kept, and there is no
+    end to them."""
+    if config["teacher"]["cache"] == "on" and not augmentation.of(config["data"]).is_finite:
+        raise InputError(
+            "teacher.cache=on: with resized_crop, colour or cutout no two views of an image are alike. Set "
+            "data.augment.views=4 or the like, so that there are as many of each, or teacher.cache=auto."
         )
 
 
@@ -102,13 +130,15 @@ def _part(config: Mapping, part: str, role: str) -> None:
     """What a stage's part trains must fit the data: `part` of the config has its epochs, `role` is whose net it is."""
     epochs, batch_size = config[part]["epochs"], config[part]["batch_size"]
     data = for_role(config, role)["data"]
-    augmentation(data)
+    augmented(data)
     if config[part]["patience"] and data["train_on_validation"]:
         raise InputError(
             f"{part}.patience={config[part]['patience']} waits for validation, whose images are trained on here. Set "
             "train_on_validation=false, or patience=null."
         )
-    training_size = len(datasets.load(data, config["seed"]).train.labels)
+    dataset = datasets.load(data, config["seed"])
+    preparation.of_data(data, dataset)
+    training_size = len(dataset.train.labels)
     if batch_size > training_size:
         raise InputError(
             f"{part}.batch_size={batch_size} is larger than the training split of {training_size} images. "
@@ -124,11 +154,11 @@ def _part(config: Mapping, part: str, role: str) -> None:
     if optimizer.get("nesterov") and not optimizer["momentum"]:
         raise InputError(f"{whose}.nesterov=true needs momentum, got 0. Set {whose}.momentum=0.9 or the like.")
     smallest = models.smallest_image_size(config[role]["model"])
-    if config["data"]["image_size"] < smallest:
+    if (size := config[role]["image_size"]) < smallest:
+        key = "data.image_size" if size == config["data"]["image_size"] else f"{role}.image_size"
         raise InputError(
-            f"data.image_size={config['data']['image_size']} is too small for {role}.model="
-            f"{config[role]['model']['name']}: its last pooling would have nothing to pool. "
-            f"Set data.image_size={smallest} or more."
+            f"{key}={size} is too small for {role}.model={config[role]['model']['name']}: its last pooling would have "
+            f"nothing to pool. Set {key}={smallest} or more."
         )
 
 
@@ -150,11 +180,13 @@ def teachers(
         raise InputError(f"teacher.weights={teacher['weights']} must be one for each teacher, and there are {count}.")
     if file is not None:
         logits_file.logits(file, dataset, quietly=True)
-        if batches.view_count(**config["data"]["augment"]) > 1:
+        if augmentation.of(config["data"]).view_count > 1:
             raise InputError(
                 "teacher.logits holds one answer for each image, and augmentation shows others. Set data.augment to "
-                "none (jitter=0, flip=false), or give a teacher.run."
+                "none (jitter=0, flip=false, and the others off), or give a teacher.run."
             )
+    else:
+        kept_views(config)
     for source in sources or () if not of_a_file else ():
         overlap.check(config, overlap.trained_on(runs.read(source)), f"teacher.run: {source}")
     if (layers or config["student"]["classifier"] == "teacher") and (count != 1 or of_a_file):

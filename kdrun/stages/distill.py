@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from kdrun.config.schema import for_role
-from kdrun.data import datasets
+from kdrun.data import datasets, preparation
 from kdrun.objectives import selection
 from kdrun.registry import register
 from kdrun.runs import identity
@@ -74,6 +74,8 @@ def distill(config: Mapping, run_dir: Path) -> dict:
             compile_key=supervisors.compile_key(config, found, dataset, depends),
             build=partial(supervisors.supervision, config, found, dataset, model, weights),
         )
-        settings = job.settings_of(config, config["distill"], config["seed"], **job.distillation_settings(config))
+        shown = preparation.of_data(config["data"], dataset)
+        own = job.distillation_settings(config)
+        settings = job.settings_of(config, config["distill"], config["seed"], shown, **own)
         made = job.training_job(config, dataset, model, settings, spec, initial_weights)
         return job.train(made, config, run_dir, record)

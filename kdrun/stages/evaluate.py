@@ -9,7 +9,7 @@ import numpy as np
 from kdrun.comparison import texts
 from kdrun.config import rules
 from kdrun.config.schema import ALL_IMAGES
-from kdrun.data import datasets
+from kdrun.data import datasets, preparation
 from kdrun.errors import InputError, KdrunError
 from kdrun.registry import register
 from kdrun.runs import record as runs
@@ -59,11 +59,11 @@ def evaluate(config: Mapping, run_dir: Path, *, run: rules.RunDirectory) -> dict
         if wrong := forms.problem(theirs, run_json.EVALUATED):
             raise InputError(f"run: {evaluated} is damaged, or not the record of a network: {wrong}.")
         precision.prepare_machine()
-        batch_size, image_size = theirs["config"]["evaluation_batch_size"], theirs["image_shape"][0]
+        batch_size, shown = theirs["config"]["evaluation_batch_size"], preparation.of_run(theirs)
         found = {}
         for name in ("best", "last"):
             model = checkpoint.load(evaluated, theirs["precision"], name)
-            infer = compiled_inference(model, dataset.test.images.shape[1:], batch_size, image_size)
+            infer = compiled_inference(model, dataset.test.images.shape[1:], batch_size, shown)
             of = f"on the test split, with the {name} weights"
             found[name] = metrics.check_finite(logits(infer, dataset.test.images), of)
         labels = dataset.test.labels

@@ -83,7 +83,12 @@ def _rehearse(config: Mapping) -> None:
         from kdrun.teachers.supervisors import rehearse
 
         students = for_role(config, "student")
-        rehearse(students, datasets.load(students["data"], config["seed"]), config["student"]["model"])
+        rehearse(
+            students,
+            datasets.load(students["data"], config["seed"]),
+            config["student"]["model"],
+            config["student"]["image_size"],
+        )
 
 
 def _tested(run_dir: Path) -> dict:

@@ -10,7 +10,8 @@ import rich.progress  # noqa: F401 - now, as the next one, and not while a run's
 
 import kdrun.tracking.summaries  # noqa: F401
 from kdrun import registry
-from kdrun.data import datasets, report
+from kdrun.data import augmentation, datasets, report
+from kdrun.data.preparation import Preparation, recorded
 from kdrun.errors import InputError
 from kdrun.objectives import selection
 from kdrun.reports import classes, figures
@@ -27,9 +28,11 @@ log = logging.getLogger(__name__)
 FILES = ("checkpoints/best.weights.h5", "checkpoints/last.weights.h5", "predictions/test.npz")
 
 
-def settings_of(config: Mapping, training: Mapping, seed: int, **distillation: Any) -> Settings:
-    """How the configured stage trains its network. `training` has its epochs, patience and batch size, and
-    `distillation` are the settings that only distilling has."""
+def settings_of(
+    config: Mapping, training: Mapping, seed: int, preparation: Preparation, **distillation: Any
+) -> Settings:
+    """How the configured stage trains its network, which is shown images as `preparation` says. `training` has its
+    epochs, patience and batch size, and `distillation` are the settings that only distilling has."""
     data, role = config["data"], registry.get("stage", config["stage"]).role
     return Settings(
         seed=seed,
@@ -37,9 +40,8 @@ def settings_of(config: Mapping, training: Mapping, seed: int, **distillation: A
         patience=training["patience"],
         held_out=not data["train_on_validation"],
         batch_size=training["batch_size"],
-        image_size=data["image_size"],
-        jitter=data["augment"]["jitter"],
-        flip=data["augment"]["flip"],
+        preparation=preparation,
+        augmentation=augmentation.of(data),
         optimizer=config[role]["optimizer"],
         temperature=Annealed(config["temperature"], config["temperature_end"]),
         alpha=Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
@@ -114,6 +116,7 @@ def train(job: TrainingJob, config: Mapping, run_dir: Path, record: dict) -> dic
     with tracking.Trackers(run, tracking.chosen(config["tracker"])) as trackers:
         names = [str(name) for name in job.dataset.class_names]
         record |= {"model": job.model, "image_shape": job.image_shape, "precision": job.policy, "class_names": names}
+        record |= recorded(settings.preparation)
         record |= jobs.describe(program)
         update(run_dir, record)
         results = jobs.run(job, program, run_dir, trackers)

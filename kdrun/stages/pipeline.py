@@ -89,7 +89,8 @@ def _teachers(config: Mapping, students: Sequence[Student], parts: chain.Parts) 
         from kdrun.teachers.supervisors import rehearse
 
         of_student = for_role(config, "student")
-        rehearse(of_student, datasets.load(of_student["data"], config["seed"]), config["teacher"]["model"])
+        data, teacher = datasets.load(of_student["data"], config["seed"]), config["teacher"]
+        rehearse(of_student, data, teacher["model"], teacher["image_size"])
     found = []
     for number, seed in enumerate(seeds.of_teachers(config)):
         teacher = {**config, "teacher": {**config["teacher"], "seed": seed}}

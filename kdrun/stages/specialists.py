@@ -11,7 +11,7 @@ from kdrun.comparison import texts
 from kdrun.config import rules
 from kdrun.config.keys import Training
 from kdrun.config.schema import for_role
-from kdrun.data import batches, datasets
+from kdrun.data import batches, datasets, preparation
 from kdrun.errors import InputError
 from kdrun.evaluation import by_class, metrics
 from kdrun.registry import register
@@ -33,6 +33,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     if config["run"] != "auto":
         checks.taken(config["run"])
         sources.check(config, config["run"], "run")
+        _check_shown(config)
     checks.cache_folder(config)
 
 
@@ -135,8 +136,9 @@ def specialist(
 
         # the seed draws the others
         initial_weights = InitialWeights({"generalist": weights, "classes": classes, "seed": seed}, begin)
-        model = runs.read(generalist)["model"]
-        settings = job.settings_of(config, specialist, seed)
+        theirs = runs.read(generalist)
+        model = theirs["model"]
+        settings = job.settings_of(config, specialist, seed, preparation.of_run(theirs))
         made = job.training_job(config, dataset, model, settings, initial_weights=initial_weights)
         results = job.train(made, config, run_dir, record)
         others = np.isin(whole.train.labels, classes, invert=True).sum()
@@ -184,6 +186,17 @@ def combined(log_p: np.ndarray, specialists: Sequence[tuple[Sequence[int], np.nd
     return q
 
 
+def _check_shown(config: Mapping) -> None:
+    """Raises InputError where specialists, who begin as the generalist, are to be shown images in another way."""
+    data = {"normalise": "none", **runs.read(config["run"])["config"]["data"]}
+    for key in ("image_size", "normalise"):
+        if data[key] != config["teacher"][key]:
+            raise InputError(
+                f"run: {config['run']} was trained with data.{key}={data[key]}, and specialists begin as it: "
+                f"teacher.{key} is {config['teacher'][key]}. Set teacher.{key}={data[key]}, or give another generalist."
+            )
+
+
 def _said(config: Mapping, run_dir: Path, dataset: datasets.Dataset, split: str) -> np.ndarray:
     """A network's log-probabilities of a split's images, float64 [n, C]."""
     from kdrun.evaluation.inference import compiled_inference, logits
@@ -194,7 +207,7 @@ def _said(config: Mapping, run_dir: Path, dataset: datasets.Dataset, split: str)
     record = runs.read(run_dir)
     precision.prepare_machine()
     model = checkpoint.load(run_dir, record["precision"])
-    infer = compiled_inference(model, images.shape[1:], config["evaluation_batch_size"], record["image_shape"][0])
+    infer = compiled_inference(model, images.shape[1:], config["evaluation_batch_size"], preparation.of_run(record))
     return metrics.log_softmax(metrics.check_finite(logits(infer, images), f"on the {split} split, by {run_dir}"))
 
 

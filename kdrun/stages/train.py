@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun.data import datasets
+from kdrun.data import datasets, preparation
 from kdrun.registry import register
 from kdrun.runs import identity
 from kdrun.runs.recording import recording
@@ -66,5 +66,5 @@ def _on_labels(config: Mapping, run_dir: Path, role: Mapping, seed: int, depends
 
     dataset = datasets.load(config["data"], seed)
     with recording(run_dir, config, depends, seed=seed, dataset_sha256=dataset.sha256) as record:
-        settings = job.settings_of(config, role, seed)
+        settings = job.settings_of(config, role, seed, preparation.of_data(config["data"], dataset))
         return job.train(job.training_job(config, dataset, role["model"], settings), config, run_dir, record)

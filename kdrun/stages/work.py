@@ -41,7 +41,7 @@ def threads_alone(config: Mapping, run_dir: Path) -> int:
     if entry.role is None or "TF_NUM_INTRAOP_THREADS" in os.environ:
         return tensorflow.threads_of_its_own()
     net = registry.get("model", config[entry.role]["model"]["name"])
-    small = config["data"]["image_size"] <= net.one_thread_up_to
+    small = config[entry.role]["image_size"] <= net.one_thread_up_to
     return 1 if small else tensorflow.threads_of_its_own()
 
 

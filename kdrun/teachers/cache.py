@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from kdrun.data import batches
+from kdrun.data import augmentation
 from kdrun.errors import InputError, KdrunError
 from kdrun.runtime import signals
 from kdrun.storage import arrays, files, manifest
@@ -34,9 +34,9 @@ Ask = Callable[[str], Iterator[np.ndarray]]
 
 def wanted(config: Mapping) -> bool:
     """Whether the configured distil run reads its teacher's logits from here; see conf/config.yaml."""
-    asked = config["teacher"]["cache"]
-    finite = batches.view_count(**config["data"]["augment"]) == 1 and not config["distill"]["mixup"]
-    return asked == "on" or (asked == "auto" and finite)
+    asked, shown = config["teacher"]["cache"], augmentation.of(config["data"])
+    few = (shown.view_count == 1 or (shown.views is not None and shown.is_drawn)) and not config["distill"]["mixup"]
+    return asked == "on" or (asked == "auto" and few)
 
 
 def key(cache_key: Mapping) -> str:

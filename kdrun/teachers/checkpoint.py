@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
+from kdrun.data import preparation
 from kdrun.errors import InputError
 from kdrun.models import build as models
 from kdrun.models.weights import load_weights
@@ -39,6 +42,13 @@ def load(run_dir: Path, policy: str, which: str = "best"):
     load_weights(model, run_dir / "checkpoints" / f"{which}.weights.h5")
     model.trainable = False
     return model
+
+
+def prepared(run_dir: Path, images: np.ndarray) -> np.ndarray:
+    """Images, uint8 [n, height, width, channels], as the network of a run is shown them, float32. Loads TensorFlow."""
+    from kdrun.models.preprocessing import prepare
+
+    return prepare(images, preparation.of_run(runs.read(run_dir))).numpy()
 
 
 def _no_network(run_dir: Path, error: Exception) -> InputError:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kdrun.config.keys import DATA
-from kdrun.config.schema import ALL_IMAGES
-from kdrun.data import batches
+from kdrun.config.schema import ALL_IMAGES, depended_on
+from kdrun.data import augmentation, preparation
 from kdrun.data.datasets import Dataset
 from kdrun.errors import KdrunError
 from kdrun.evaluation import metrics
@@ -39,6 +39,8 @@ def why_live(config: Mapping, dataset: Dataset) -> str:
         return "teacher.cache=off"
     if config["distill"]["mixup"]:
         return "no two mixed images are alike"
+    if not augmentation.of(config["data"]).is_finite:
+        return "augmentation shows it ever other views; data.augment.views=K would show K of each image, which are kept"
     room = files.readable(cache.size(_shapes(config, dataset)))
     return (
         f"augmentation shows it {_views(config)} views of each image; teacher.cache=on would keep its logits of all "
@@ -119,9 +121,8 @@ def _cached(
 def live(config: Mapping, teacher_dir: Path, dataset: Dataset):
     """The teacher itself, frozen, and its logits by split for validation and test, float32 [n, classes]."""
     model, infer = _teacher(config, teacher_dir, dataset)
-    unchanged = batches.unchanged_view(config["data"]["augment"]["jitter"])
     splits = {"validation": dataset.validation.images, "test": dataset.test.images}
-    found = {split: np.concatenate(list(infer(images, unchanged))) for split, images in splits.items()}
+    found = {split: np.concatenate(list(infer[split](images))) for split, images in splits.items()}
     for split, logits in found.items():
         metrics.check_finite(logits, f"on the {split} split, by the teacher {teacher_dir}")
     return model, found
@@ -131,7 +132,7 @@ def cache_key(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
     """Everything that the teacher's logits depend on, as plain values."""
     record = runs.read(teacher_dir)
     own = {key: value for key, value in identity.of_data(config["data"]).items() if key not in DATA}
-    size, channels = config["data"]["image_size"], dataset.test.images.shape[3]
+    shown, channels = preparation.of_run(record), dataset.test.images.shape[3]
     return {
         "format": cache.FORMAT,
         "weights_sha256": files.sha256(teacher_dir / checkpoint.WEIGHTS),
@@ -143,11 +144,11 @@ def cache_key(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
         "train_on_validation": config["data"]["train_on_validation"],
         "subset": {key: config["data"][key] for key in ("train_size", *ALL_IMAGES)},
         "subset_seed": config["seed"] if config["data"]["train_fraction"] < 1 else None,
-        "preprocessing": preprocessing.described(config["data"]["image_size"]),
-        "augment": config["data"]["augment"],
+        "preprocessing": preprocessing.described(shown),
+        "augment": depended_on(config["data"])["augment"],
         "precision": precision.policy(config["precision"]),
         "inference_batch_size": preprocessing.images_at_once(
-            config["teacher"]["inference_batch_size"], (size, size, channels)
+            config["teacher"]["inference_batch_size"], (shown.image_size, shown.image_size, channels)
         ),
         "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
         "tensorflow": version("tensorflow"),
@@ -158,32 +159,29 @@ def cache_key(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
 def _ask(load: Callable, config: Mapping, dataset: Dataset, bar: Progress, split: str) -> Iterator[np.ndarray]:
     _, infer = load()
     images = getattr(dataset, split).images
-    views = range(_views(config)) if split == "train" else [batches.unchanged_view(config["data"]["augment"]["jitter"])]
+    views = range(_views(config)) if split == "train" else [0]
     task = bar.add_task(f"asking the teacher: {split}", total=len(views) * len(images))
     for view in views:
-        for block in infer(images, view):
+        for block in infer[split](images, view):
             bar.advance(task, len(block))
             yield block
 
 
 def _teacher(config: Mapping, teacher_dir: Path, dataset: Dataset, layer: str | None = None):
-    """The teacher's network, frozen, and its inference, of a layer if one is named, on any view of the images."""
+    """The teacher's network, frozen, and its inference by split, of a layer if one is named: on any view of the
+    training images, and on the others as they are."""
     network.release()  # the one trained last would only take room beside it
     model = checkpoint.load(teacher_dir, precision.policy(config["precision"]))
-    data = config["data"]
-    infer = compiled_inference(
-        surgery.up_to(model, layer) if layer else model,
-        dataset.test.images.shape[1:],
-        config["teacher"]["inference_batch_size"],
-        data["image_size"],
-        data["augment"]["jitter"],
-        data["augment"]["flip"],
-    )
-    return model, infer
+    asked = surgery.up_to(model, layer) if layer else model
+    batch_size, shown = config["teacher"]["inference_batch_size"], preparation.of_run(runs.read(teacher_dir))
+    infer = partial(compiled_inference, asked, dataset.test.images.shape[1:], batch_size, shown)
+    plain = infer()
+    augmented = infer(augmentation.of(config["data"])) if _views(config) > 1 else plain
+    return model, {"train": augmented, "validation": plain, "test": plain}
 
 
 def _views(config: Mapping) -> int:
-    return batches.view_count(**config["data"]["augment"])
+    return augmentation.of(config["data"]).view_count
 
 
 def _shapes(config: Mapping, dataset: Dataset) -> dict[str, tuple[int, ...]]:

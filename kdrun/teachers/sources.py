@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from kdrun.config.keys import MOST_PIXELS
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.objectives import selection
@@ -117,11 +118,10 @@ def check(config: Mapping, given: str, key: str = "teacher.run") -> None:
             f"{key}: {given} tells {record['num_classes']} classes apart, this config's data has {num_classes}. "
             "Give a teacher with the same classes."
         )
-    theirs, ours = record["config"]["data"]["image_size"], config["data"]["image_size"]
-    if theirs != ours:
+    if not 1 <= (size := record["config"]["data"]["image_size"]) <= MOST_PIXELS:
         raise InputError(
-            f"{key}: {given} was trained on images of {theirs} pixels a side, data.image_size is {ours}. "
-            f"Set data.image_size={theirs} or give another teacher."
+            f"{key}: {given} says that it was trained on images of {size} pixels a side; kdrun takes 1 to "
+            f"{MOST_PIXELS}. Give another run."
         )
     damaged = runs.damaged(Path(given), record)
     if damaged:

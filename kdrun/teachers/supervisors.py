@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kdrun.data import datasets
+from kdrun.data import datasets, preparation
+from kdrun.data.preparation import Preparation
 from kdrun.errors import InputError
 from kdrun.models import build as models
 from kdrun.models import surgery
@@ -50,22 +51,22 @@ def compile_key(config: Mapping, sources: Sequence[Path], dataset: datasets.Data
     }
 
 
-def rehearse(config: Mapping, dataset: datasets.Dataset, teacher_model: Mapping) -> None:
+def rehearse(config: Mapping, dataset: datasets.Dataset, teacher_model: Mapping, teacher_size: int) -> None:
     """Ask objectives on features, and those of the user's own, once: of untrained networks, on zeros.
 
-    For stages that train the teacher first: InputError for what cannot fit together comes before that.
+    For stages that train the teacher first, which sees images of `teacher_size` pixels a side: InputError for what
+    cannot fit together comes before that.
     """
     if not selection.are_to_be_tried(config["objective"]):
         return
-    size = config["data"]["image_size"]
-    shape = (size, size, dataset.train.images.shape[3])
-    teacher = models.build(teacher_model, shape, dataset.num_classes, 0, "float32")
+    shapes = [(size, size, dataset.train.images.shape[3]) for size in (config["data"]["image_size"], teacher_size)]
+    teacher = models.build(teacher_model, shapes[1], dataset.num_classes, 0, "float32")
     model = config["student"]["model"]
     if config["student"]["classifier"] == "teacher":
         model = {**model, "projection_units": surgery.classifier(teacher).kernel.shape[0]}
     found, layers = _without_teacher(config, model, teacher_model, dataset)
-    source = live_teachers([teacher], layers, _decoder(config, 1, layers))
-    student = models.build(model, shape, dataset.num_classes, 0, "float32")
+    source = live_teachers([teacher], [Preparation(teacher_size)], layers, _decoder(config, 1, layers))
+    student = models.build(model, shapes[0], dataset.num_classes, 0, "float32")
     call_on_zeros(replace(found, source=source), student, Learned(0))
 
 
@@ -104,7 +105,8 @@ def supervision(
         source: TeacherSource = CachedTeacher(encode([each["train"] for each in logits], features), decode)
     else:
         networks, logits = zip(*(outputs.live(config, each, dataset) for each in sources), strict=True)
-        source = live_teachers(networks, layers, decode)
+        shown = [preparation.of_run(runs.read(each)) for each in sources]
+        source = live_teachers(networks, shown, layers, decode)
     if [weights_of(each) for each in sources] != list(sums):
         raise InputError("The teacher's file was changed while kdrun was reading it. Start the run again.")
     teacher_logits = {

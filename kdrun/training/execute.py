@@ -113,7 +113,7 @@ def _most_steps(on_disk: Images | None, batch_size: int) -> int:
 
 def _inputs(program: Program, settings: Settings, size: int, asked_for: np.ndarray, step: int, count: int) -> tuple:
     """The arguments of compiled steps, for `count` of them from `step` on."""
-    views, cached = batches.view_count(settings.jitter, settings.flip), program.network.supervision.cached
+    views, cached = settings.augmentation.view_count, program.network.supervision.cached
     per_epoch = batches.steps_per_epoch(size, settings.batch_size)
     indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
     values = step_values(settings, step, count, per_epoch)

@@ -68,7 +68,8 @@ class TrainingJob:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Of an image as networks see it: height, width, channels."""
-        return (self.settings.image_size, self.settings.image_size, self.dataset.train.images.shape[3])
+        size = self.settings.preparation.image_size
+        return (size, size, self.dataset.train.images.shape[3])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,6 +88,7 @@ class TrainingJob:
             "batch_size": self.settings.batch_size,
             "evaluation_batch_size": self.evaluation_batch_size,
             "mixed": bool(self.settings.mixup),
+            "preparation": self.settings.preparation,
             "data": self.data_key,
             "dataset_sha256": self.dataset.sha256,
             "supervision": self.supervision.compile_key,
@@ -135,7 +137,7 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
     results = loop.train(program, job.dataset, settings, run_dir, trackers, job.save_every)
     if job.measure_latency:
         if not program.latency:
-            program.latency.update(latency(program.network.model, job.dataset.test.images, settings.image_size))
+            program.latency.update(latency(program.network.model, job.dataset.test.images, settings.preparation))
         results["latency"] = program.latency
     if program.network.peers:
         results["peers"] = _peers(job, program.network, run_dir)
@@ -159,7 +161,7 @@ def _build(job: TrainingJob) -> Program:
 
 def _inference(job: TrainingJob, model) -> Infer:
     return compiled_inference(
-        model, job.dataset.test.images.shape[1:], job.evaluation_batch_size, job.settings.image_size
+        model, job.dataset.test.images.shape[1:], job.evaluation_batch_size, job.settings.preparation
     )
 
 

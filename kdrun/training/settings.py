@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from kdrun.data.augmentation import Augmentation
+from kdrun.data.preparation import Preparation
+
 
 class Annealed(NamedTuple):
     """A value that may change over training: see schedules.annealed."""
@@ -18,9 +21,8 @@ class Settings(NamedTuple):
     seed: int
     epochs: int
     batch_size: int
-    image_size: int
-    jitter: int
-    flip: bool
+    preparation: Preparation
+    augmentation: Augmentation
     optimizer: Mapping
     temperature: Annealed
     alpha: Annealed

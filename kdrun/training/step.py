@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from kdrun.data.preparation import Preparation
 from kdrun.models.preprocessing import gathered
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.logits import cross_entropy
@@ -59,7 +60,8 @@ def training_step(
     supervision = network.supervision
     learning_rate, temperature, alpha, *weights = tf.unstack(inputs.values)
     labels = tf.gather(training_set.labels, inputs.indices)
-    images = _prepared(training_set.images, settings, inputs)
+    shown = _prepared(training_set.images, settings, inputs, supervision.preparations)
+    images = shown[settings.preparation]
     with tf.GradientTape() as tape:
         logits, features = forward(images, training=True)
         together = [logits, *(peer(images, training=True) for peer in network.peers)]
@@ -78,7 +80,7 @@ def training_step(
         for place, each in enumerate(together):
             with tape.stop_recording():  # nothing of a teacher gets a gradient
                 batch = StepBatch(temperature, inputs.cached, [*together[:place], *together[place + 1 :]])
-                teacher = supervision.source.outputs(batch, images)
+                teacher = supervision.source.outputs(batch, shown)
             objectives = supervision.objectives.values()
             parts.append(losses(objectives, known._replace(logits=each), teacher, alpha, weights))
         scaled_loss = network.optimizer.scaled(tf.add_n([loss for loss, *_ in parts]))
@@ -111,12 +113,14 @@ def losses(
 
 # nothing in it depends on a tensor's value, and AutoGraph takes a tenth of a second to find that out
 @tf.autograph.experimental.do_not_convert
-def _prepared(images: tf.Tensor | None, settings: Settings, inputs: Inputs) -> tf.Tensor:
-    """The step's images, float32 [batch, size, size, channels], as student and teacher see them."""
-    places = inputs.indices
-    if images is None:
-        images, places = inputs.images, tf.range(settings.batch_size)
-    prepared = gathered(images, places, inputs.views, settings.image_size, settings.jitter, settings.flip)
+def _prepared(
+    images: tf.Tensor | None, settings: Settings, inputs: Inputs, of_teachers: Iterable[Preparation]
+) -> Mapping[Preparation, tf.Tensor]:
+    """The step's images, float32 [batch, size, size, channels], as the student and each live teacher see them."""
+    ways = list(dict.fromkeys([settings.preparation, *of_teachers]))
+    raw = inputs.images if images is None else images
+    places = None if images is None else inputs.indices
+    shown = gathered(raw, places, inputs.indices, inputs.views, settings.augmentation, ways)
     if settings.mixup:  # with those of the batch in the opposite order, which is as random as any
-        prepared = inputs.share * prepared + (1.0 - inputs.share) * tf.reverse(prepared, [0])
-    return prepared
+        shown = [inputs.share * each + (1.0 - inputs.share) * tf.reverse(each, [0]) for each in shown]
+    return dict(zip(ways, shown, strict=True))

@@ -9,10 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from kdrun import registry
+from kdrun.data.preparation import Preparation
 from kdrun.models.surgery import with_features
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.learned import Learned
 
+Images = Mapping[Preparation, tf.Tensor]  # float32 [batch, height, width, channels], for each way of preparing them
 Encoded = Mapping[str, tf.Tensor]  # each teacher's logits, and the first one's features, by name: see `encode`
 
 
@@ -45,8 +47,8 @@ class StepBatch(NamedTuple):
 class TeacherSource(Protocol):
     """Where a batch's teacher outputs come from."""
 
-    def outputs(self, batch: StepBatch, images: tf.Tensor) -> TeacherOutputs:
-        """The outputs on prepared images, float32 [batch, height, width, channels]; part of the compiled step."""
+    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
+        """The outputs on a step's images; part of the compiled step."""
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:
         """Outputs of the same shapes, all zero."""
@@ -57,7 +59,7 @@ class NoTeacher:
     """Nobody teaches: training on labels alone, or under objectives without a teacher."""
 
     @tf.autograph.experimental.do_not_convert
-    def outputs(self, batch: StepBatch, images: tf.Tensor) -> TeacherOutputs:
+    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
         return TeacherOutputs()
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:
@@ -72,7 +74,7 @@ class CachedTeacher:
     decode: Decode
 
     @tf.autograph.experimental.do_not_convert
-    def outputs(self, batch: StepBatch, images: tf.Tensor) -> TeacherOutputs:
+    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
         return self.decode(batch.cached, batch.temperature)
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:
@@ -81,13 +83,15 @@ class CachedTeacher:
 
 @dataclass(frozen=True)
 class LiveTeachers:
-    """Frozen networks asked in the step: `forward` makes encoded outputs, of `shapes` for one image, of images."""
+    """Frozen networks asked in the step: `forward` makes encoded outputs, of `shapes` for one image, of images in all
+    `preparations`."""
 
-    forward: Callable[[tf.Tensor], Encoded]
+    forward: Callable[[Images], Encoded]
+    preparations: Sequence[Preparation]
     shapes: Mapping[str, Sequence[int]]
     decode: Decode
 
-    def outputs(self, batch: StepBatch, images: tf.Tensor) -> TeacherOutputs:
+    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
         return self.decode(self.forward(images), batch.temperature)
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:
@@ -101,7 +105,7 @@ class Peers:
     count: int
     decode: Decode
 
-    def outputs(self, batch: StepBatch, images: tf.Tensor) -> TeacherOutputs:
+    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
         return self.decode(encode([tf.stop_gradient(logits) for logits in batch.peers], {}), batch.temperature)
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:
@@ -129,6 +133,11 @@ class Supervision:
         return self.source.cached if isinstance(self.source, CachedTeacher) else {}
 
     @property
+    def preparations(self) -> Sequence[Preparation]:
+        """How teachers that run beside the student are shown its images; empty without any."""
+        return self.source.preparations if isinstance(self.source, LiveTeachers) else ()
+
+    @property
     def peers(self) -> int:
         """How many networks train beside the student."""
         return self.source.count if isinstance(self.source, Peers) else 0
@@ -137,18 +146,24 @@ class Supervision:
 LABELS_ALONE = Supervision()
 
 
-def live_teachers(networks: Sequence, layers: Mapping[str, str], decode: Decode) -> LiveTeachers:
-    """Teachers from frozen networks; `layers` of the first one, by name, give the features."""
+def live_teachers(
+    networks: Sequence, preparations: Sequence[Preparation], layers: Mapping[str, str], decode: Decode
+) -> LiveTeachers:
+    """Teachers from frozen networks, each with how it is shown images; `layers` of the first one, by name, give the
+    features."""
     first, *others = networks
+    its_own, *of_others = preparations
     forward_first = forward(first, layers)
 
-    def ask(images: tf.Tensor) -> Encoded:
-        logits, features = forward_first(images, training=False)
-        encoded = encode([logits, *(other(images, training=False) for other in others)], features)
+    def ask(images: Images) -> Encoded:
+        logits, features = forward_first(images[its_own], training=False)
+        asked = zip(others, of_others, strict=True)
+        encoded = encode([logits, *(other(images[each], training=False) for other, each in asked)], features)
         return {name: tf.stop_gradient(each) for name, each in encoded.items()}
 
     features = {name: first.get_layer(layer).output.shape[1:] for name, layer in layers.items()}
-    return LiveTeachers(ask, encode([network.output.shape[1:] for network in networks], features), decode)
+    shapes = encode([network.output.shape[1:] for network in networks], features)
+    return LiveTeachers(ask, preparations, shapes, decode)
 
 
 def forward(network, layers: Mapping[str, str]) -> Forward:

@@ -91,8 +91,23 @@ BAD_VALUES = {
     "optimizer.beta_1=1": ["optimizer.beta_1 must be a number from 0 to below 1", "got 1"],
     "optimizer.warmup_epochs=11": ["optimizer.warmup_epochs=11", "epochs=10"],
     "data.augment.jitter=28": ["data.augment.jitter=28", "below 28"],
+    "data.augment.resized_crop=0": ["data.augment.resized_crop must be a number from 0 to 1", "got 0"],
+    "data.augment.colour.hue=0.6": ["data.augment.colour.hue must be a number from 0 to 0.5", "got 0.6"],
+    "data.augment.colour.hue=0.1": ["data.augment.colour.hue=0.1", "grayscale", "Set it to 0"],
+    "student.augment.colour.saturation=2": ["data.augment.colour.saturation=2", "grayscale"],
+    "data.augment.cutout=29": ["data.augment.cutout=29", "28x28", "at most 28"],
+    "data.augment.cutout=2.5": ["data.augment.cutout must be a whole number of pixels, or a part", "got 2.5"],
+    "data.augment.views=0": ["data.augment.views must be a whole number of at least 1 or null", "got 0"],
+    "data.augment.views=4": ["data.augment.views=4", "nothing to draw", "jitter"],
     "data.augment.jitter=65": ["data.augment.jitter must be a whole number from 0 to 64", "65"],
     "data.image_size=28": ["data.image_size=28", "last pooling", "data.image_size=29"],
+    "teacher.image_size=28": ["teacher.image_size=28 is too small for teacher.model=", "teacher.image_size=29"],
+    "student.image_size=28": ["student.image_size=28 is too small for student.model=", "student.image_size=29"],
+    "data.normalise=nope": ["data.normalise must be one of none, dataset, imagenet", "'nope'"],
+    "data.normalise=[[1],[0]]": ["data.normalise must be a number above 0", "got 0"],
+    "data.normalise=[[1]]": ["data.normalise must be two lists", "[[0.5],[0.25]]"],
+    "data.normalise=[[1],[1,1,1]]": ["data.normalise must be as many means as deviations"],
+    "data.normalise=imagenet": ["data.normalise=imagenet is for images of 3 channel(s), and mnist's have 1", "dataset"],
     "data.image_size=0": ["data.image_size must be a whole number", "got 0"],
     "data.validation_size=60000": ["data.validation_size=60000", "below 60000"],
     "data.train_size=50001": ["data.train_size=50001", "at most 50000"],
@@ -483,7 +498,7 @@ BAD_TEACHERS = BAD_RECORDS | {
         ["was trained on mnist (sha256 000000000000)", "this config is for npz"],
     ),
     "other classes": (lambda w: w(num_classes=10), ["tells 10 classes apart", "data has 3"]),
-    "another image size": (lambda w: w(data={"image_size": 28}), ["of 28 pixels", "Set data.image_size=28"]),
+    "no image size": (lambda w: w(data={"image_size": 0}), ["of 0 pixels", "1 to 4096"]),
     "weights changed": (_weights_changed, ["best.weights.h5 is not what run.json says"]),
     "weights gone": (_weights_gone, ["best.weights.h5 is not what run.json says"]),
     "trained on the validation images": (
@@ -668,6 +683,12 @@ def test_help_has_six_examples_whose_keys_and_values_are_good(helped):
             composed = OmegaConf.to_container(hydra.compose("config", words), resolve=True)
             config.load(composed)
             assert composed != plain
+
+
+def test_help_may_be_cut_off():
+    command = f"{sys.executable} -m kdrun --help | head -1"
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout.startswith("kdrun: train a teacher")
 
 
 def test_cfg_job_prints_the_config(command, tmp_path):

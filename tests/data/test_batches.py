@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kdrun.data import batches
+from kdrun.data.augmentation import Augmentation
 
 
 def _bytes(seed, step, count, batch_size, size, views):
@@ -102,7 +103,7 @@ def test_orders_are_shuffled():
 
 @pytest.mark.parametrize(("jitter", "flip"), [(0, False), (0, True), (1, False), (2, True)])
 def test_views_are_in_range_and_each_occurs_equally_often(jitter, flip):
-    views = batches.view_count(jitter, flip)
+    views = Augmentation(jitter, flip).view_count
     assert views == (2 * jitter + 1) * (2 * jitter + 1) * (1 + flip)
     _, chosen = _long(2, 5000, views, 2)
     assert chosen.min() == 0

@@ -15,8 +15,10 @@ startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
+from kdrun.data.augmentation import Augmentation  # noqa: E402
+from kdrun.data.preparation import Preparation  # noqa: E402
 from kdrun.evaluation.inference import compiled_inference  # noqa: E402
-from kdrun.models.preprocessing import augment, prepare  # noqa: E402
+from kdrun.models.preprocessing import seen  # noqa: E402
 
 MLP = {"name": "mlp", "hidden_units": [16], "input_dropout": 0.0, "hidden_dropout": 0.0, "max_norm": None}
 TINY = ["model@teacher.model=mlp", "model@student.model=mlp", "student.model.hidden_units=[8]", "optimizer=adam"]
@@ -25,16 +27,20 @@ TINY += ["data=npz", "data.image_size=8", "data.validation_size=4", "epochs=1", 
 
 @pytest.mark.parametrize(("side", "count"), [(30, 21), (1500, 19)], ids=["small", "big"])
 @pytest.mark.parametrize("view", [0, 13])
-def test_logits_are_those_of_the_network_on_full_batches_bit_for_bit(side, count, view):
+@pytest.mark.parametrize("how", [Augmentation(1, True), Augmentation(1, True, 0.5, 0.4, cutout=0.3, views=20)])
+def test_logits_are_those_of_the_network_on_full_batches_bit_for_bit(side, count, view, how):
     """Of images of 1500 pixels a side 14 fit at once: a batch of 16 is prepared in two parts."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, side // 10, side // 10, 1), np.uint8)
     images = coarse.repeat(10, axis=1).repeat(10, axis=2)
     model = models.build(MLP, (8, 8, 1), 5, 0, "float32")
-    infer = compiled_inference(model, images.shape[1:], 16, 8, jitter=1, flip=True)
+    infer = compiled_inference(model, images.shape[1:], 16, Preparation(8), how)
     found = np.concatenate(list(infer(images, view)))
-    seen = [prepare(augment(image[np.newaxis], tf.constant([view]), 1, True), 8) for image in images]
+    each = (tf.constant(images[i : i + 1]) for i in range(count))
+    shown = [
+        seen(image, tf.constant([i]), tf.constant([view]), how, [Preparation(8)])[0] for i, image in enumerate(each)
+    ]
     network = tf.function(lambda batch: model(batch, training=False))
-    batches = [tf.concat(seen[:16], 0), tf.concat([*seen[16:], *seen[16:17] * (32 - count)], 0)]
+    batches = [tf.concat(shown[:16], 0), tf.concat([*shown[16:], *shown[16:17] * (32 - count)], 0)]
     assert found.tobytes() == np.concatenate([network(batch).numpy() for batch in batches])[:count].tobytes()
 
 
@@ -46,7 +52,7 @@ def test_big_after_resizing_are_fewer_a_call_and_an_images_logits_do_not_depend_
         sizes.append(batch.shape[0])
         return tf.reshape(tf.reduce_mean(batch, [1, 2]), [-1, 1])
 
-    infer = compiled_inference(model, images.shape[1:], 500, 3000)
+    infer = compiled_inference(model, images.shape[1:], 500, Preparation(3000))
     blocks = list(infer(images))
     assert [len(block) for block in blocks] == [3, 3, 1] and set(sizes) == {3}
     assert np.concatenate(blocks)[6].tobytes() == np.concatenate(list(infer(images[6:])))[0].tobytes()

@@ -22,6 +22,7 @@ _VALUES = {
     "logits": "logits.npz",
     "seeds": 3,
     "teachers": 3,
+    "views": 4,
 }
 # two words, of which one is another
 _WORDS = {
@@ -30,6 +31,7 @@ _WORDS = {
     "precision": ("mixed_bfloat16", "float32"),
     "combine": ("probabilities", "logits"),
     "shuffle": ("none", "all"),
+    "normalise": ("none", "dataset"),
     "classifier": ("own", "teacher"),
     "cache": ("off", "on"),
     "data.name": ("npz", "mnist"),

@@ -33,6 +33,8 @@ FREE = {
     "patience": "the default of the stages' own",
     "batch_size": "the default of the stages' own",
     "data.augment": "the default of the roles' own",
+    "data.image_size": "the default of the roles' own",
+    "data.normalise": "the default of the roles' own",
     "data.train_on_validation": "the default of the roles' own",
     "teacher.cache": "kept logits are the live ones",
     "teacher.cache_features": "kept features are the live ones",
@@ -41,6 +43,7 @@ FREE = {
 _DISTILLING = ["temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective"]
 _OF_SEVERAL = ["seeds", "teachers", "controls", "arms"]  # of which one network is one
 _TRAINING = ["epochs", "patience", "batch_size"]
+_OF_A_ROLE = ["image_size", "normalise", "augment", "train_on_validation"]
 # What a stage's network does not depend on: another's keys, and what the sums of the teachers' weights stand for.
 OF_OTHERS = {
     "teacher": [
@@ -51,10 +54,7 @@ OF_OTHERS = {
     "student": ["teacher", "distill", "student.classifier", *_DISTILLING],
     "distill": [
         *(f"student.{key}" for key in _TRAINING),
-        *(
-            f"teacher.{key}"
-            for key in ("run", "logits", "model", "optimizer", "seed", *_TRAINING, "augment", "train_on_validation")
-        ),
+        *(f"teacher.{key}" for key in ("run", "logits", "model", "optimizer", "seed", *_TRAINING, *_OF_A_ROLE)),
     ],
 }
 OF_OTHERS["specialist"] = [
@@ -122,6 +122,7 @@ def test_stages_data_and_teachers_weights_count(compose):
 
 
 DEFAULTS = ["epochs=7", "patience=3", "batch_size=64", "data.augment.jitter=1", "data.augment.flip=true"]
+DEFAULTS += ["data.image_size=36", "data.normalise=dataset", "data.augment.views=4", "data.augment.colour.contrast=0.5"]
 DEFAULTS += ["data.train_on_validation=true", "seed=7", "optimizer.learning_rate=0.5", "optimizer=sgd"]
 
 

@@ -21,6 +21,8 @@ startup.load_tensorflow()
 import tensorflow as tf  # noqa: E402
 
 from kdrun.data import batches, datasets  # noqa: E402
+from kdrun.data.augmentation import Augmentation  # noqa: E402
+from kdrun.data.preparation import Preparation  # noqa: E402
 from kdrun.models import build as models  # noqa: E402
 from kdrun.objectives import logits as soft_targets  # noqa: E402
 from kdrun.teachers import checkpoint  # noqa: E402
@@ -281,6 +283,8 @@ def test_features_of_a_file_or_of_two_teachers_are_refused(outputs, teacher, dat
         assert "2 teachers cannot give" in refused(capsys, *command, *given, f"teacher.run=[{teacher},{teacher}]")
     said = refused(capsys, *command, f"teacher.logits={tmp_path}/l.npz", "data.augment.jitter=1")
     assert "augmentation shows others" in said
+    said = refused(capsys, *command, f"teacher.logits={tmp_path}/l.npz", "data.augment.cutout=9")
+    assert "augmentation shows others" in said
 
 
 def test_two_classes_are_too_few_for_dkd(tmp_path, capsys):
@@ -384,7 +388,7 @@ def test_a_step_of_peers_is_that_of_the_formula():
     peers = supervision.Peers(1, supervision.decoder(lambda logits, temperature: logits[0], 1, ()))
     learned_from = supervision.Supervision({"kd": objective}, source=peers, training_size=8)
     made = network.Network(build, 1, sgd, False, learned_from)
-    settings = Settings(1, 1, 8, 2, 0, False, sgd, Annealed(2.0), Annealed(0.25), [Annealed(1.0)])
+    settings = Settings(1, 1, 8, Preparation(2), Augmentation(), sgd, Annealed(2.0), Annealed(0.25), [Annealed(1.0)])
     before = [[w.astype(np.float64) for w in m.get_weights()] for m in (made.model, *made.peers)]
     steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)
     indices = np.arange(8, dtype=np.int32)[np.newaxis]
@@ -424,7 +428,7 @@ def test_an_objective_gets_the_labels_of_the_batch_and_of_all_training_images():
     objectives = {"digits": digits, "of_the_batch": of_the_batch}
     made = network.Network(build, 1, sgd, False, supervision.Supervision(objectives, training_size=8))
     weights = [Annealed(1.0)] * 2
-    settings = Settings(1, 1, 3, 2, 0, False, sgd, Annealed(2.0), Annealed(0.25), weights)
+    settings = Settings(1, 1, 3, Preparation(2), Augmentation(), sgd, Annealed(2.0), Annealed(0.25), weights)
     steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)
     indices = np.array([[5, 0, 2], [7, 1, 3]], np.int32)
     values, draws = np.array([[0.5, 2.0, 0.25, 1.0, 1.0]] * 2, np.float32), np.zeros((2, 2), np.int32)

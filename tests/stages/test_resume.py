@@ -24,6 +24,7 @@ from kdrun.registry import register
 from kdrun.runs import record as runs
 from kdrun.runs import recording
 from kdrun.runtime import tensorflow as startup
+from kdrun.storage.manifest import sealed
 
 startup.load_tensorflow()
 
@@ -43,8 +44,9 @@ SMALL = [
 SMALL += ["model@teacher.model=convnet", "teacher.model.filters=[4,8]", "evaluation_batch_size=100"]
 CONVNET = ["model@student.model=convnet", "student.model.filters=[4,8]", "optimizer=adam"]
 MLP = ["model@student.model=mlp", "student.model.hidden_units=[32]", "student.model.hidden_dropout=0.5"]
-# dropout, jitter, AdaBelief and a schedule: everything that a state must hold
+# dropout, drawn views, AdaBelief and a schedule: everything that a state must hold, or that must need none
 STUDENT = ["stage=student", *SMALL, *MLP, "epochs=8", "data.augment.jitter=1", "optimizer.schedule=cosine"]
+STUDENT += ["data.augment.resized_crop=0.5", "data.augment.colour.contrast=0.5", "data.augment.cutout=6"]
 DENSE = ["model@student.model=densenet", "student.model.blocks=[1,1]", "student.model.growth_rate=4"]
 
 
@@ -300,6 +302,24 @@ def test_what_would_change_the_result_is_refused_by_name(given, said, interrupte
 def test_what_stays_the_same_or_changes_nothing_may_be_given(copy, undisturbed):
     assert resumed(copy, "alpha=0.9", "seed=42", "checkpoint.every_minutes=5", "tensorboard.histograms=false") == 0
     assert_same(copy, undisturbed)
+
+
+def test_a_run_that_lacks_the_keys_that_came_later_goes_on_as_it_began(tmp_path, capsys):
+    command = ["stage=student", *SMALL, *MLP, "epochs=4", "optimizer=adam"]
+    run_dir = stopped(tmp_path / "stopped", signal.SIGTERM, *command)
+    record = runs.read(run_dir)
+    for part in ("data", "teacher", "student"):
+        keys = record["config"][part]["augment"]
+        record["config"][part]["augment"] = {key: keys[key] for key in ("jitter", "flip")}
+        del record["config"][part]["normalise"]
+        if part != "data":
+            del record["config"][part]["image_size"]
+    assert record["identity"]["data"]["augment"] == record["config"]["data"]["augment"]
+    (run_dir / "run.json").write_text(json.dumps(sealed(record)))
+    assert resumed(run_dir, "data.augment.cutout=3") == 2
+    assert "data.augment.cutout cannot change in a run that goes on: it is 0.0" in capsys.readouterr().err
+    assert resumed(run_dir) == 0
+    assert_same(run_dir, done(tmp_path / "alone", *command))
 
 
 def test_from_another_folder_it_is_refused(copy, capsys):

@@ -481,7 +481,6 @@ def key_of(config: dict, run_dir: Path, changes: dict | None = None) -> str:
 
 
 OTHER_LOGITS = {
-    "data.image_size": 29,
     "data.train_size": 319,
     "data.validation_size": 199,
     "data.test_size": 199,
@@ -491,6 +490,7 @@ OTHER_LOGITS = {
     "teacher.inference_batch_size": 127,
 }
 SAME_LOGITS = {
+    "data.image_size": 29,  # the student's, as it is given here; the teacher's run has its own
     "temperature": 9.0,
     "alpha": 0.1,
     "seed": 7,
@@ -564,7 +564,8 @@ def another_teacher(teacher: Path, place: Path, value: float) -> Path:
 
 def test_the_key_depends_on_every_weight_and_on_the_model(given, teacher, tmp_path):
     keys = [key_of(given, teacher), key_of(given, another_teacher(teacher, tmp_path / "weight", 1e-3))]
-    for number, change in enumerate(({"model": {"name": "convnet", "filters": [8, 4]}}, {"num_classes": 11})):
+    eleven = {"num_classes": 11, "class_names": [str(number) for number in range(11)], "results": {}}
+    for number, change in enumerate(({"model": {"name": "convnet", "filters": [8, 4]}}, eleven)):
         shutil.copytree(teacher, tmp_path / str(number))
         (tmp_path / str(number) / "run.json").write_text(json.dumps(sealed(record_of(teacher) | change)))
         keys.append(key_of(given, tmp_path / str(number)))
@@ -737,6 +738,31 @@ def test_a_student_shown_augmented_images_is_the_same_too_and_auto_keeps_nothing
     assert np.load(entry / "train.npy").shape == (50, 320, 10)
     # not bit for bit: on some processors an image's last bits depend on where in its batch it stands
     assert_close_students(kept, auto)
+
+
+@pytest.mark.slow
+def test_of_k_views_auto_keeps_what_the_teacher_says_and_the_student_is_that_of_a_live_one(teacher, tmp_path, capsys):
+    """Whatever the students' seeds are, the views are the same: the teacher is asked once."""
+    shown = [f"data.augment.{key}" for key in ("views=3", "jitter=1", "resized_crop=0.4", "cutout=7")]
+    auto = run(tmp_path, teacher, "auto", *FIFTY_STEPS, *shown)
+    (entry,) = entries(tmp_path)
+    kept = np.load(entry / "train.npy")
+    assert kept.shape == (3, 320, 10) and min(np.abs(kept[i] - kept[i - 1]).max() for i in range(3)) > 0.1
+    assert capsys.readouterr().out.count("asking the teacher") == 1
+    run(tmp_path, teacher, "another", *FIFTY_STEPS, *shown, "seed=8", "distill.epochs=1")
+    assert "the teacher's logits are in" in capsys.readouterr().out and entries(tmp_path) == [entry]
+    live = run(tmp_path, teacher, "live", *FIFTY_STEPS, *shown, "teacher.cache=off")
+    assert_close_students(auto, live)
+    if answers_alike_wherever(teacher):
+        assert_same_student(auto, live)
+
+
+@pytest.mark.parametrize("insisting", [["stage=distill", "teacher.cache=on"], ["stage=cache"]])
+def test_views_without_end_are_not_to_be_kept(teacher, insisting, tmp_path, capsys):
+    given = [*SMALL, f"teacher.run={teacher}", f"outputs={tmp_path}", "data.augment.cutout=0.5"]
+    assert main([*given, *insisting]) == 2
+    said = capsys.readouterr().err
+    assert "no two views of an image are alike" in said and "data.augment.views=4" in said and said.count("\n") == 1
 
 
 def test_another_inference_batch_size_changes_no_more_than_rounding(teacher, live, tmp_path):

@@ -68,11 +68,16 @@ FREE = {
     "arms": "of the students",
     "data.on_device": "the same bits either way",
     "data.augment": "the default of the student's",
+    "data.image_size": "the teacher's run has its own",
+    "student.image_size": "the teacher's run has its own",
+    "data.normalise": "the teacher's run has its own",
+    "student.normalise": "the teacher's run has its own",
     "data.train_on_validation": "the default of the student's",
     **{
         f"teacher.{key}": "its weights' sum is there"
         for key in ("run", "model", "seed", "epochs", "patience", "batch_size", "augment", "train_on_validation")
     },
+    **{f"teacher.{key}": "its run has its own" for key in ("image_size", "normalise")},
     "teacher.overlap": "what is refused",
     "teacher.logits": "instead of them",
     "teacher.cache": "whether they are kept",

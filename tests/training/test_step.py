@@ -8,6 +8,7 @@ epoch is not their last, in inference mode, wherever they are asked.
 import json
 from pathlib import Path
 
+import augmented
 import numpy as np
 import pytest
 import reference
@@ -22,7 +23,9 @@ startup.load_tensorflow()
 import tensorflow as tf  # noqa: E402
 
 from kdrun.data import batches  # noqa: E402
+from kdrun.data.augmentation import Augmentation  # noqa: E402
 from kdrun.models import build as models  # noqa: E402
+from kdrun.training import execute  # noqa: E402
 
 SEED, N, T, ALPHA = 5, 64, 3.0, 0.6
 SIZES = {"validation": 200, "train": N}
@@ -154,6 +157,81 @@ def test_shifted_images_are_shown_to_both_and_measured_is_on_unshifted_ones(cach
     images = shifted(images, views)
     assert_loss(line(run_dir), student(images), labels, reference.logits(teachers[0], "best", images))
     assert_held_against(run_dir, lambda images: reference.logits(teachers[0], "best", images))
+
+
+DRAWN = {"jitter": 1, "flip": True, "resized_crop": 0.4, "brightness": 0.5, "contrast": 0.5, "cutout": 9.0, "seed": 3}
+
+
+@pytest.mark.parametrize(("cache", "k"), [("auto", 3), ("off", 3), ("auto", None)])
+def test_drawn_views_are_shown_to_both_and_measured_is_on_the_images_themselves(cache, k, outputs, teachers):
+    """Of three kept by auto, of three live, and of as many as there are, which are live."""
+    keys = [f"{f'colour.{key}' if key.endswith('st') or key == 'brightness' else key}={v}" for key, v in DRAWN.items()]
+    command = [taught_by(teachers[0]), f"teacher.cache={cache}", *(f"data.augment.{key}" for key in keys)]
+    if k:
+        command.append(f"data.augment.views={k}")
+    run_dir = done(outputs, *STEP, "stage=distill", *command)
+    asked = (run_dir / "kdrun.log").read_text().count("filled")
+    assert asked == (1 if cache == "auto" and k else 0)
+    indices, images, labels, views = first_batch(views=k or 2**31)
+    assert len(set(views)) == (k or N)
+    how = Augmentation(**DRAWN, views=k)
+    pairs = zip(255 * images, indices, views, strict=True)
+    shown = np.stack([np.round(augmented.view(image, int(i), int(v), how)) for image, i, v in pairs]) / 255
+    assert_loss(line(run_dir), student(shown), labels, reference.logits(teachers[0], "best", shown))
+    assert_held_against(run_dir, lambda images: reference.logits(teachers[0], "best", images))
+
+
+def halved(images: np.ndarray) -> np.ndarray:
+    """At half the size, bilinearly: each pixel is the mean of four."""
+    return images.reshape(len(images), 14, 2, 14, 2, 1).mean(axis=(2, 4))
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_teachers_see_the_students_very_pixels_each_in_its_own_way(cache, outputs, teachers):
+    """And with its own normalisation: one at 28 pixels a side and one at 14 teach a student of 14."""
+    small = [*STEP, "stage=teacher", "epochs=2", "batch_size=16", "teacher.image_size=14", "data.normalise=dataset"]
+    teacher = done(outputs, *small, f"teacher.seed={len(cache)}")
+    assert reference.record(teacher)["image_shape"] == [14, 14, 1]
+    of_data = reference.split("train", **SIZES)[0].astype(np.float64)
+    recorded = reference.record(teacher)["normalisation"]
+    assert recorded["mean"] == pytest.approx([of_data.mean()]) and recorded["std"] == pytest.approx([of_data.std()])
+    shown = ["data.augment.views=2", "data.augment.jitter=1", "data.augment.cutout=9"]
+    command = [*STEP, "stage=distill", *shown, "student.image_size=14", f"teacher.cache={cache}"]
+    command.append("student.normalise=[[0.25],[0.5]]")
+    run_dir = done(outputs, *command, f"teacher.run=['{teachers[0]}','{teacher}']")
+    assert reference.record(run_dir)["image_shape"] == [14, 14, 1]
+    indices, images, labels, views = first_batch(views=2)
+    how = Augmentation(1, cutout=9.0, views=2)
+    pairs = zip(255 * images, indices, views, strict=True)
+    seen = np.stack([augmented.view(image, int(i), int(v), how) for image, i, v in pairs]) / 255
+
+    def of_its_own(images: np.ndarray) -> np.ndarray:
+        return (halved(images) - of_data.mean()) / of_data.std()
+
+    def of_student(images: np.ndarray) -> np.ndarray:
+        return (halved(images) - 0.25) / 0.5
+
+    def taught(images: np.ndarray, temperature: float) -> np.ndarray:
+        logits = (reference.logits(t, "best", x) for t, x in ((teachers[0], images), (teacher, of_its_own(images))))
+        return mean_of_two(*logits, 0.5, temperature)
+
+    net = models.build(STUDENT, (14, 14, 1), 10, SEED, "float32")
+    assert_loss(line(run_dir), net(of_student(seen), training=True).numpy(), labels, taught(seen, T))
+    images, labels = reference.split("test", 200, test=50)
+    last = reference.logits(run_dir, "last", of_student(images))
+    expected = reference.measures(last, labels, taught(images, 1.0))
+    found = reference.record(run_dir)["results"]["test"]["last"]
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_several_steps_a_call_are_one_step_a_call(outputs, monkeypatch):
+    command = [*STEP, "stage=student", "batch_size=8", "epochs=3", "data.augment.resized_crop=0.4"]
+    found = []
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr(execute, "_SECONDS_PER_CALL", seconds)
+        found.append(bits(done(outputs, *command)))
+    assert found[0] == found[1]
 
 
 def test_mixed_images_are_as_bright_as_images(outputs, teachers):

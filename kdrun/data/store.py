@@ -29,7 +29,7 @@ from kdrun.data.listing import SPLITS, Listing, some
 from kdrun.data.rows import Rows
 from kdrun.errors import InputError, KdrunError
 from kdrun.runtime import signals
-from kdrun.storage import arrays, files, manifest
+from kdrun.storage import arrays, files, forms, manifest
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _known(folder: Path, state: Path) -> Stored | None:
     except (OSError, ValueError, KeyError, manifest.Damaged):
         log.warning("data: %s is damaged. Looking at the pictures again", state)
         return None
-    return _opened(folder / str(name)) if os.sep not in str(name) else None
+    return _opened(folder / name) if forms.plain_name(name) else None
 
 
 def _opened(entry: Path) -> Stored | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,11 +40,17 @@ _BRIEFLY = {ALONE: "alone", DISTILLED: "distilled"}  # headings in the terminal
 
 
 def report(
-    runs: pd.DataFrame, folder: Path, margin: float, earlier: Sequence[Mapping] = (), table: bool = True
+    runs: pd.DataFrame,
+    folder: Path,
+    margin: float,
+    earlier: Sequence[Mapping] = (),
+    table: bool = True,
+    data: Mapping = MappingProxyType({}),
 ) -> dict:
     """Judge runs, show the verdict (its `table`, too), and write it below `folder`; returns it as plain values.
 
     `margin` is the gain that does not matter, 1 being all images; `earlier` what earlier comparisons said.
+    `data` are those that the command names: pictures of test images may be taken from them.
     """
     judgement = studies.judge(runs, margin, earlier)
     said = sentences.said(judgement)
@@ -57,7 +64,7 @@ def report(
         log.info("%s", sentences.NOTHING)
     if table and len(shown):
         log.info("\n%s", rows.text(shown))
-    drawn = _drawn(judgement, said) if len(shown) else None
+    drawn = _drawn(judgement, said, data) if len(shown) else None
     by_class = _by_class(drawn, judgement.runs) if drawn else {}
     if by_class:
         classes.show(by_class["table"], _BRIEFLY)
@@ -148,7 +155,7 @@ class _Drawn(NamedTuple):
     images: Images | None
 
 
-def _drawn(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> _Drawn:
+def _drawn(judgement: studies.Judgement, said: Sequence[sentences.Said], data: Mapping) -> _Drawn:
     first = said[0].digest if said else ""
     study = next((study for study in judgement.studies if study.study == first), None)
     groups, runs = judgement.groups, judgement.runs
@@ -161,7 +168,7 @@ def _drawn(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> _Dra
     kinds[DISTILLED] = [study.chosen] if study and study.chosen else []
     shown = {kind: [run for name in names for run in groups.loc[name, "runs"]] for kind, names in kinds.items()}
     drawn = next((each[0] for each in reversed(shown.values()) if each), None)
-    return _Drawn(study, groups, shown, None if drawn is None else confusions.test_images(drawn))
+    return _Drawn(study, groups, shown, None if drawn is None else confusions.test_images(drawn, data))
 
 
 def _figures(drawn: _Drawn, runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:

@@ -4,7 +4,7 @@ the surest mistakes, as pictures."""
 import base64
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,13 +85,20 @@ def mistakes(run: str, images: Images, names: Sequence[str], most: int = 24) -> 
     ]
 
 
-def test_images(run: str) -> Images | None:
+def test_images(run: str, at_hand: Mapping) -> Images | None:
     """The images that a run was tested on, uint8 [n, height, width, channels]; None, and a line of the log, where its
-    data are gone or are not what they were."""
+    data are gone or are not what they were.
+
+    A run may be somebody else's. What is to be decoded into a store of its choice is not looked at, unless it is the
+    data that the command itself names, `at_hand`.
+    """
     try:
         record = run_records.read(run)
-        dataset = datasets.load({**record["config"]["data"], **ALL_IMAGES})
-        if dataset.sha256 != record.get("dataset_sha256"):
+        data = {**record["config"]["data"], **ALL_IMAGES}
+        if "store" in data and any(data.get(key) != at_hand.get(key) for key in ("name", "path", "store")):
+            raise InputError(f"they are shown when this command has the same data={data['name']} data.path=...")
+        dataset = datasets.load(data)
+        if record.get("dataset_sha256") not in datasets.known_as(data):
             raise InputError("its data have changed since")
         if not np.array_equal(dataset.test.labels, predictions.read(run)[0]):
             raise InputError("its data have other test labels")

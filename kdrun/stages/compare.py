@@ -38,4 +38,4 @@ def compared(config: Mapping, places, run_dir: Path, table: bool = True) -> dict
 
     margin = config["compare"]["margin"] / 100
     earlier = looks.earlier(config["outputs"], run_dir)
-    return comparison.report(gathering.frame(*places), run_dir, margin, earlier, table)
+    return comparison.report(gathering.frame(*places), run_dir, margin, earlier, table, config["data"])

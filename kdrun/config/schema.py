@@ -126,6 +126,9 @@ _LATER_OF_AUGMENT: dict[str, Any] = {
 }
 
 
+_LATER_OF_DATA: dict[str, Any] = {"split": "first", "split_seed": 0, "on_device": "auto"}
+
+
 def depended_on(data: Mapping) -> dict:
     """What of data, as a role's network sees them, a result depends on, as identities have it."""
     found = {**data, "augment": _without(data["augment"], _LATER_OF_AUGMENT)}
@@ -140,7 +143,7 @@ def with_later_keys(config: Mapping) -> dict:
     """A recorded config, with the keys that it lacks because they came later."""
     leaves, later = dict(flatten(config)), {**_LATER, "augment": _LATER_OF_AUGMENT}
     size = {"image_size": leaves["data.image_size"]}
-    missing = flatten({"data": later, "teacher": {**later, **size}, "student": {**later, **size}})
+    missing = flatten({"data": {**later, **_LATER_OF_DATA}, "teacher": {**later, **size}, "student": {**later, **size}})
     return nested({**leaves, **{key: value for key, value in missing if key not in leaves}})
 
 

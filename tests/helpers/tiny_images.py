@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-TINY = ["data=npz", "data.image_size=8", "data.validation_size=64", "batch_size=32", "epochs=1", "optimizer=adam"]
-TINY += ["model@teacher.model=mlp", "model@student.model=mlp", "teacher.model.hidden_units=[16,16]"]
+TINY = ["data=npz", "data.image_size=8", "data.validation_size=64", "data.split=first", "batch_size=32", "epochs=1"]
+TINY += ["optimizer=adam", "model@teacher.model=mlp", "model@student.model=mlp", "teacher.model.hidden_units=[16,16]"]
 TINY += ["student.model.hidden_units=[8]", "measure_latency=false", "tensorboard.histograms=false"]
 
 

@@ -65,6 +65,7 @@ def command(folder: Path) -> list[str]:
     """A student with dropout and its peer, which learn from each other."""
     given = ["--config-dir", str(folder / "conf"), "stage=mutual", "objective=interrupting", "temperature=2"]
     given += ["data=npz", f"data.path={folder / 'own.npz'}", "data.image_size=28", "data.validation_size=100"]
+    given += ["data.split=first"]
     given += ["model@teacher.model=mlp", "model@student.model=mlp", "student.model.hidden_units=[12]"]
     given += ["student.model.hidden_dropout=0.5", "batch_size=32", f"epochs={EPOCHS}", "optimizer=sgd", "alpha=0.1"]
     given += ["optimizer.learning_rate=3", f"optimizer.warmup_epochs={EPOCHS}"]

@@ -42,6 +42,13 @@ class Rows:
 Images = np.ndarray | Rows
 
 
+def pixels(images: Images, row: int, column: int) -> np.ndarray:
+    """One pixel of each image, uint8 [n, channels]; of images on disk no more is read."""
+    if isinstance(images, Rows):
+        return images.array[images.places, row, column]
+    return images[:, row, column]
+
+
 def chosen(images: Images, places: np.ndarray | slice) -> Images:
     """Some images, nothing read where they are on disk."""
     return images.chosen(places) if isinstance(images, Rows) else images[places]

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise when an entry would be written otherwise
 _AT_ONCE = 1 << 26  # bytes of pixels that are decoded before they are written
+_TOGETHER = 128  # pictures that are decoded at most before a signal is looked for
 _DIGEST = 32  # bytes
 _DAMAGED: tuple[type[Exception], ...] = (manifest.Damaged, *arrays.UNREADABLE)
 
@@ -124,7 +125,8 @@ def obtain(folder: Path, listing: Listing, channels: int | str, size: int, resiz
         if (found := _known(folder, state)) is not None:
             return found
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{state.stem}.lock", listing):
+        # a signal is looked for between pictures: raised anywhere, it might leave a thread waiting for another
+        with signals.on_signals(), _locked(folder / f"{state.stem}.lock", listing):
             if (found := _known(folder, state)) is not None:
                 return found
             seen = _look_at(listing)
@@ -205,7 +207,7 @@ def _look_at(listing: Listing) -> list[Seen]:
             return hashlib.sha256(content).hexdigest(), str(error)
 
     count = len(listing.names)
-    return [each for some_ in _parallel(seen, range(count), 1024, "reading pictures") for each in some_]
+    return [each for some_ in _parallel(seen, range(count), _TOGETHER, "reading pictures") for each in some_]
 
 
 def _decoding(listing: Listing, seen: Sequence[Seen], channels: int | str, size: int, resize: str) -> Decoding:
@@ -256,7 +258,7 @@ def _write(partial: Path, listing: Listing, seen: Sequence[Seen], decoding: Deco
     with (partial / "pixels.npy").open("wb") as file:
         _header(file, (len(good), *shape))
         os.posix_fallocate(file.fileno(), 0, file.tell() + len(good) * side * side * decoding.channels)
-        at_once = max(1, min(1024, _AT_ONCE // (side * side * decoding.channels)))
+        at_once = max(1, min(_TOGETHER, _AT_ONCE // (side * side * decoding.channels)))
         for places, block in zip(
             _cut(good, at_once), _parallel(decoded, good, at_once, "decoding pictures"), strict=True
         ):

@@ -71,11 +71,12 @@ with open("/proc/self/status") as status:  # resource's figure may be that of th
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read as Linux has it")
 @pytest.mark.slow
 def test_sixteen_images_of_3000_pixels_a_side_need_less_than_two_gigabytes(tmp_path):
-    bright = (np.arange(16) % 2 * 200).astype(np.uint8)
-    images = np.broadcast_to(bright[:, np.newaxis, np.newaxis], (16, 3000, 3000))
-    arrays = {
-        f"{name}_{split}": array for split in ("train", "test") for name, array in (("x", images), ("y", bright // 200))
-    }
+    labels, arrays = np.arange(16) % 2, {}
+    for place, split in enumerate(("train", "test")):  # no two of them are alike, and none is of one value
+        lines = (200 * labels[:, np.newaxis] + (np.arange(16)[:, np.newaxis] + np.arange(3000)) % (30 + place)).astype(
+            np.uint8
+        )
+        arrays |= {f"x_{split}": np.broadcast_to(lines[:, np.newaxis], (16, 3000, 3000)), f"y_{split}": labels}
     np.savez_compressed(tmp_path / "big.npz", **arrays)
 
     def run(*arguments) -> int:

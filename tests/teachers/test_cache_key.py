@@ -90,6 +90,7 @@ def given(tmp_path_factory) -> tuple[list[str], Path]:
     """The overrides that choose a data set and a finished teacher; and its run directory."""
     outputs = tmp_path_factory.mktemp("given")
     overrides, teacher = write(outputs / "my.npz"), outputs / "teacher"
+    overrides[overrides.index("data.split=first")] = "data.split=stratified"  # whose seed counts
     assert main([*overrides, "stage=teacher", "epochs=2", f"outputs={outputs}", f"hydra.run.dir={teacher}"]) == 0
     return [*overrides, f"teacher.run={teacher}"], teacher
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from kdrun import stages
 from kdrun.config.schema import ONE_JOB, shared
@@ -15,7 +15,7 @@ from kdrun.errors import InputError
 from kdrun.runs import directory, recording
 from kdrun.runs import record as runs
 from kdrun.runs.identity import fingerprint
-from kdrun.runtime import signals, tensorflow, workers
+from kdrun.runtime import locks, signals, tensorflow, workers
 from kdrun.runtime.workers import Pool, Task
 from kdrun.stages import work
 
@@ -113,16 +113,9 @@ class Parts:
             return None
         folder = Path(config["outputs"]) / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        lock, said = FileLock(folder / f"{fingerprint(identity)[:32]}.lock"), False
-        while True:
-            try:
-                lock.acquire(timeout=0)
-                return lock
-            except Timeout:
-                if not said:
-                    log.info("another kdrun is training this %s already; waiting for it", identity["stage"])
-                said = True
-                self._attend()
+        lock = FileLock(folder / f"{fingerprint(identity)[:32]}.lock")
+        locks.held(lock, f"another kdrun is training this {identity['stage']} already; waiting for it", self._attend)
+        return lock
 
 
 @contextmanager

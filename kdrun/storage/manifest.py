@@ -7,7 +7,9 @@ in here.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from kdrun.storage import files, forms
@@ -30,6 +32,21 @@ def seal(folder: Path, facts: Mapping) -> None:
         sums[path.name] = files.sha256(path)
     files.write_json(folder / NAME, sealed({**facts, "files": sums}))
     files.flush(folder)
+
+
+@contextmanager
+def made(folder: Path, partial: Path) -> Iterator[dict]:
+    """A new folder, whole or not there: what is written below `partial` while inside gets a manifest with the facts
+    that are put into the dictionary, and is then renamed. Of what is left by an error nothing stays."""
+    facts: dict = {}
+    try:
+        partial.mkdir()
+        yield facts
+        seal(partial, facts)
+        partial.rename(folder)
+        files.flush(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def opened(folder: Path) -> dict:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from kdrun.data import augmentation
 from kdrun.errors import InputError, KdrunError
-from kdrun.runtime import signals
+from kdrun.runtime import locks
 from kdrun.storage import arrays, files, manifest
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ def obtain(folder: Path, cache_key: Mapping, shapes: Shapes, ask: Ask) -> dict[s
     found, problem = _read(entry, cache_key, shapes)
     if found is None:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(entry):
+        waiting = f"teacher cache: another kdrun is filling {entry}; waiting for it"
+        with locks.held(FileLock(_lock_path(entry)), waiting):
             found, problem = _read(entry, cache_key, shapes)
             if problem:
                 aside = manifest.set_aside(entry)
@@ -124,20 +125,6 @@ def _lock_path(entry: Path) -> Path:
     return entry.with_name(f"{entry.name[:32]}.lock")
 
 
-def _locked(entry: Path) -> AcquireReturnProxy:
-    """The entry's lock, held, to be let go of by `with`; waiting for it can be stopped by a signal."""
-    lock = FileLock(_lock_path(entry))
-    waiting = False
-    while True:
-        try:
-            return lock.acquire(timeout=0.2)
-        except Timeout:
-            if not waiting:
-                log.info("teacher cache: another kdrun is filling %s; waiting for it", entry)
-            waiting = True
-            signals.check()
-
-
 def _read(entry: Path, cache_key: Mapping, shapes: Shapes) -> tuple[dict[str, np.ndarray] | None, str | None]:
     """The entry's logits, or None and what is wrong with it; (None, None) where there is none."""
     if not entry.exists():
@@ -164,17 +151,11 @@ def _fill(entry: Path, cache_key: Mapping, shapes: Shapes, ask: Ask) -> None:
         shutil.rmtree(partial)
     log.info("teacher cache: asking the teacher, %s into %s", files.readable(size(shapes)), entry)
     started = time.perf_counter()
-    try:
-        partial.mkdir()
+    with manifest.made(entry, partial) as facts:
         for split, shape in shapes.items():
             _write(partial / f"{split}.npy", shape, ask(split))
-        seconds = round(time.perf_counter() - started, 3)
-        manifest.seal(partial, {"depends": cache_key, "seconds": seconds})
-        partial.rename(entry)
-        files.flush(entry.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    log.info("teacher cache: filled %s in %.1f s", entry, seconds)
+        facts |= {"depends": cache_key, "seconds": round(time.perf_counter() - started, 3)}
+    log.info("teacher cache: filled %s in %.1f s", entry, facts["seconds"])
 
 
 def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> None:

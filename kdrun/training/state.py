@@ -35,17 +35,12 @@ def save(folder: Path, step: int, validated: bool, network: Network, best: Path 
     if state.exists():  # saved before this process took it up: the same bits
         return state
     written = files.temporary_name(state)
-    try:
-        written.mkdir()
+    with manifest.made(state, written) as facts:
         files.reserve(written, size_of(network.state) + _BESIDE)
         _checkpoint(network).write(str(written / _VARIABLES))
         if best:
             shutil.copyfile(best, written / _BEST)
-        manifest.seal(written, progress)
-        written.rename(state)
-        files.flush(folder)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+        facts |= progress
     try:
         manifest.opened(state)  # nothing older goes before this one is known to be good
     except manifest.Damaged as error:

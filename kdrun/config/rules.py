@@ -196,25 +196,14 @@ def switch(key: str, given: Any) -> str:
     return one_of("auto", "on", "off")(key, named)
 
 
-def one_of(*names: str) -> Rule:
-    """One of some names."""
+def one_of(*names: str | int) -> Rule:
+    """One of some names, or numbers."""
+    words = {str(name): name for name in names}
 
-    def check(key: str, given: Any) -> str:
-        if given not in names:
-            raise _refused(
-                key, given, f"one of {', '.join(names)}", (get_close_matches(str(given), names, 1) or names)[0]
-            )
-        return given
-
-    return check
-
-
-def either(*numbers: int) -> Rule:
-    """One of some whole numbers."""
-
-    def check(key: str, given: Any) -> int:
-        if isinstance(given, bool) or given not in numbers:
-            raise _refused(key, given, f"auto or one of {', '.join(map(str, numbers))}", numbers[0])
+    def check(key: str, given: Any) -> str | int:
+        if not any(given == name and type(given) is type(name) for name in names):  # 1 is neither true nor 1.0
+            nearest = get_close_matches(str(given), words, 1) or [*words]
+            raise _refused(key, given, f"one of {', '.join(words)}", words[nearest[0]])
         return given
 
     return check

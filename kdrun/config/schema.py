@@ -7,7 +7,7 @@ optimizer, a tracker or a stage are those of its function's signature, and mean 
 import inspect
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, cast, get_type_hints, is_typeddict
+from typing import Any, Unpack, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from kdrun import registry
 from kdrun.config import rules
@@ -83,9 +83,16 @@ def own_keys(entry: registry.Entry, prefix: str = "") -> dict[str, Rule]:
 
 
 def parameters(entry: registry.Entry) -> dict[str, inspect.Parameter]:
-    """The parameters of an entry's function that are its keys: those after what kdrun gives it."""
-    found = list(inspect.signature(entry.function).parameters.items())[entry.given :]
-    return {name: each for name, each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+    """The parameters of an entry's function that are its keys: those after what kdrun gives it, and those of a
+    TypedDict that several entries share, `**keys: Unpack[...]`."""
+    found: dict[str, inspect.Parameter] = {}
+    for name, each in list(inspect.signature(entry.function).parameters.items())[entry.given :]:
+        if each.kind is each.VAR_KEYWORD and get_origin(each.annotation) is Unpack:
+            for key, annotation in get_type_hints(get_args(each.annotation)[0], include_extras=True).items():
+                found[key] = inspect.Parameter(key, each.KEYWORD_ONLY, annotation=annotation)
+        elif each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+            found[name] = each
+    return found
 
 
 def own(config: Mapping, entry: registry.Entry) -> dict[str, Any]:

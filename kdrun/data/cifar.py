@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 in their binary versions, or as .npz: never as pickle."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,11 +25,12 @@ class CifarSource:
 
     names = NAMES
 
-    def __init__(self, path: Path, parts: Mapping[str, tuple[str, ...]], labels: int, column: int, class_names: str):
-        self.path, self._column, self._row = path, column, labels + _PIXELS
+    def __init__(self, path: Path, parts: Mapping[str, Sequence[str]], labels: tuple[int, int], num_classes: int):
+        """`labels` are how many a row has, and which is taken."""
+        (count, self._column), self.path, self.num_classes = labels, path, num_classes
+        self._row = count + _PIXELS
         self._content = {part: b"".join(self._file(name) for name in of_part) for part, of_part in parts.items()}
-        self.class_names = self._class_names(class_names)
-        self.num_classes = None if self.class_names is None else len(self.class_names)
+        self.class_names: tuple[str, ...] | None = None
         self.sha256 = hashlib.sha256(b"".join(self._content.values())).hexdigest()
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -57,15 +58,16 @@ class CifarSource:
             )
         return content
 
-    def _class_names(self, file: str) -> tuple[str, ...] | None:
-        """The classes' names, which a text beside the rows has."""
-        if not (self.path / file).is_file():
-            return None
-        try:
-            lines = files.read(self.path / file, 1 << 16).decode().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.path / file}: cannot be read as text. Remove or mend it.") from error
-        return tuple(line.strip() for line in lines if line.strip())
+
+def _class_names(path: Path) -> tuple[str, ...] | None:
+    """The classes' names, of which a file beside the rows has one a line; None where it is not there."""
+    if not path.is_file():
+        return None
+    try:
+        lines = files.read(path, 1 << 16).decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text. Remove or mend it.") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 _WHERE = "the folder of CIFAR's binary version, or a .npz with x_train, y_train, x_test, y_test"
@@ -77,8 +79,8 @@ def cifar10(*, path: rules.Path) -> CifarSource | NpzSource:
     found = existing(path, _WHERE)
     if found.is_file():
         return NpzSource(found, 10, CIFAR10)
-    source = CifarSource(found, {"train": _TRAIN_10, "test": ("test_batch.bin",)}, 1, 0, "batches.meta.txt")
-    source.class_names, source.num_classes = source.class_names or CIFAR10, 10
+    source = CifarSource(found, {"train": _TRAIN_10, "test": ["test_batch.bin"]}, (1, 0), 10)
+    source.class_names = _class_names(found / "batches.meta.txt") or CIFAR10
     return source
 
 
@@ -88,8 +90,7 @@ def cifar100(*, path: rules.Path, labels: Annotated[str, rules.one_of("fine", "c
     found, count = existing(path, _WHERE), 100 if labels == "fine" else 20
     if found.is_file():
         return NpzSource(found, count)
-    column = 1 if labels == "fine" else 0
-    parts = {"train": ("train.bin",), "test": ("test.bin",)}
-    source = CifarSource(found, parts, 2, column, f"{labels}_label_names.txt")
-    source.num_classes = count
+    parts = {"train": ["train.bin"], "test": ["test.bin"]}
+    source = CifarSource(found, parts, (2, 1 if labels == "fine" else 0), count)
+    source.class_names = _class_names(found / f"{labels}_label_names.txt")
     return source

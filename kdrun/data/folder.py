@@ -3,37 +3,28 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from kdrun.config import rules
-from kdrun.data.listing import SPLIT_NAMES, Listing, class_order, stamp_of
+from kdrun.data.listing import SPLIT_NAMES, Listing, class_order, of_files
 from kdrun.data.pictures import SUFFIXES
 from kdrun.data.source import existing
-from kdrun.data.store import Channels, Resize, StoredSource
+from kdrun.data.store import Keys, StoredSource
 from kdrun.errors import InputError
 from kdrun.registry import register
-from kdrun.storage import files
 
 _LAYOUT = "It must be of folders: DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with DIR/val and DIR/test beside it or not"
 Found = tuple[str, str, str]  # split, class, path below the folder
 
 
 @register("data", "folder")
-def folder(
-    *,
-    path: rules.Path,
-    channels: Channels,
-    resize: Resize,
-    decode_size: rules.Count,
-    skip_broken: bool,
-    store: rules.Path,
-) -> StoredSource:
+def folder(*, path: rules.Path, **keys: Unpack[Keys]) -> StoredSource:
     """A folder of pictures in folders, one for each class; decoded once, and kept in `store`."""
     root = existing(path, "a folder of pictures, with a folder for each class")
-    return StoredSource(listed(root), Path(store), channels, resize, decode_size, skip_broken)
+    return StoredSource(listed(root), **keys)
 
 
 def listed(root: Path) -> Listing:
@@ -48,21 +39,13 @@ def listed(root: Path) -> Listing:
     class_names = class_order({each[1] for each in found})
     places = {name: place for place, name in enumerate(class_names)}
     names = [each[2] for each in found]
-    paths = [os.path.join(root, name) for name in names]
-    return Listing(
-        path=root,
-        names=names,
+    return of_files(
+        *(root, names, [os.path.join(root, name) for name in names]),
         labels=np.array([places[each[1]] for each in found], np.int32),
         splits=[each[0] for each in found],
         class_names=class_names,
-        read=partial(_content, paths),
-        stamp={"path": str(root.absolute()), "names": names, "files": stamp_of(paths)},
         left_out=left_out,
     )
-
-
-def _content(paths: list[str], place: int) -> bytes:
-    return files.read(paths[place], most=1 << 30)
 
 
 def _in_splits(root: Path, left_out: Counter) -> Iterator[Found]:

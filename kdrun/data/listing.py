@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdrun.errors import InputError
+from kdrun.storage import files
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {  # what people call them
@@ -17,11 +19,13 @@ SPLIT_NAMES = {  # what people call them
     **{"test": "test", "testing": "test"},
 }
 _SHOWN = 3
+_LARGEST = 1 << 30  # bytes of a picture's file
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures in an order: what they are called, where they belong, and how one's bytes are read.
+    """Pictures in an order: what they are called, where they belong, and how one's bytes are read, which raises OSError
+    where they cannot be.
 
     `names` are for people, and part of nothing; `labels` are int32 [n] and `splits` of SPLITS, one a picture. `stamp`
     is plain values that change when a file does (its size and time), so that what was decoded before is found
@@ -36,6 +40,16 @@ class Listing:
     read: Callable[[int], bytes]
     stamp: Mapping[str, Any]
     left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def of_files(path: Path, names: Sequence[str], files_: Sequence[str], **described: Any) -> Listing:
+    """A listing of a file for each picture; `described` are the other fields."""
+    stamp = {"path": str(path.absolute()), "names": list(names), "files": stamp_of(files_)}
+    return Listing(path=path, names=names, read=partial(_content, files_), stamp=stamp, **described)
+
+
+def _content(paths: Sequence[str], place: int) -> bytes:
+    return files.read(paths[place], _LARGEST)
 
 
 def stamp_of(paths: Sequence[Path | str]) -> list[list[int]]:

@@ -3,14 +3,14 @@
 import json
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import numpy as np
 
 from kdrun.config import rules
 from kdrun.data.listing import SPLIT_NAMES, Listing, of_texts, stamp_of
 from kdrun.data.source import existing
-from kdrun.data.store import Channels, Resize, StoredSource
+from kdrun.data.store import Keys, StoredSource
 from kdrun.errors import InputError
 from kdrun.registry import register
 
@@ -19,21 +19,10 @@ _IMAGES, _LABELS = ("image", "img", "picture"), ("label", "labels", "fine_label"
 
 
 @register("data", "parquet")
-def parquet(
-    *,
-    path: rules.Path,
-    image_column: _Column,
-    label_column: _Column,
-    channels: Channels,
-    resize: Resize,
-    decode_size: rules.Count,
-    skip_broken: bool,
-    store: rules.Path,
-) -> StoredSource:
+def parquet(*, path: rules.Path, image_column: _Column, label_column: _Column, **keys: Unpack[Keys]) -> StoredSource:
     """Parquet files of pictures and labels, by split; decoded once, and kept in `store`."""
     found = existing(path, "a .parquet file, or a folder of them named train-*.parquet, test-*.parquet")
-    listing = listed(found, image_column, label_column)
-    return StoredSource(listing, Path(store), channels, resize, decode_size, skip_broken)
+    return StoredSource(listed(found, image_column, label_column), **keys)
 
 
 def listed(path: Path, image_column: str | None = None, label_column: str | None = None) -> Listing:
@@ -67,16 +56,19 @@ def listed(path: Path, image_column: str | None = None, label_column: str | None
         raise InputError(f"data.path: {part} cannot be read ({' '.join(str(error).split())}).") from error
     if not rows or any(each is None for each in said):
         raise InputError(f"data.path: {path}: {label} is empty in some rows, or there are none. Each needs a label.")
-    labels, class_names = of_texts(path, [str(each) for each in said])
-    if names is not None:  # labels are numbers of these, and some may occur in no row
-        numbers = np.array([int(each) for each in class_names])[labels]
-        if numbers.min() < 0 or numbers.max() >= len(names):
-            raise InputError(f"data.path: {path}: labels go up to {numbers.max()}, and there are {len(names)} names.")
-        labels, class_names = numbers.astype(np.int32), tuple(names)
+    if names is not None and all(isinstance(each, int) for each in said):  # numbers of these; some may be in no row
+        labels, class_names = np.array(said), tuple(names)
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise InputError(
+                f"data.path: {path}: its labels are from {labels.min()} to {labels.max()}, and it names {len(names)} "
+                "classes. It is damaged."
+            )
+    else:
+        labels, class_names = of_texts(path, [str(each) for each in said])
     return Listing(
         path=path,
         names=[f"{parts[number].name}, row {row}" for number, row in rows],
-        labels=labels,
+        labels=labels.astype(np.int32),
         splits=splits,
         class_names=class_names,
         read=partial(_content, parts, image, rows),
@@ -107,9 +99,13 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
 
 @lru_cache(maxsize=1)
 def _pictures(part: Path, image: str) -> Any:
+    import pyarrow
     from pyarrow import parquet as pq
 
-    return pq.read_table(part, columns=[image], memory_map=True).column(image)
+    try:
+        return pq.read_table(part, columns=[image], memory_map=True).column(image)
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise OSError(" ".join(str(error).split())) from error
 
 
 def _content(parts: list[Path], image: str, rows: list[tuple[int, int]], place: int) -> bytes:

@@ -4,11 +4,12 @@ What spoils numbers is refused; what only hurts is a line.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 import numpy as np
 
+from kdrun.config.schema import ALL_IMAGES
 from kdrun.data import datasets
 from kdrun.data.datasets import Dataset, Whole
 from kdrun.data.listing import some
@@ -31,7 +32,7 @@ def findings(data: Mapping) -> list[str]:
 @lru_cache(maxsize=4)  # of a sweep's jobs, the data are mostly the same
 def _findings(given: str) -> list[str]:
     data = json.loads(given)
-    whole, dataset = datasets.whole(data), datasets.load(data)
+    whole, dataset = datasets.whole(data), datasets.load({**data, **ALL_IMAGES})  # what a student leaves out, it leaves
     return [
         *(f"{count:,} left out: {why}" for why, count in whole.left_out.items()),
         *_classes(dataset),
@@ -50,7 +51,7 @@ def _classes(dataset: Dataset) -> Iterator[str]:
     of_split, names = counts(dataset), dataset.class_names
     for split, of_class in of_split.items():
         if missing := [name for name, count in zip(names, of_class, strict=True) if not count]:
-            yield f"the {split} split has no images of {_few(missing, len(names), 'class', 'classes')}"
+            yield f"the {split} split has no images of {len(missing):,} of {len(names):,} classes: {some(missing)}"
     train = np.array(of_split["train"])
     there = np.flatnonzero(train)
     most, least = there[np.argmax(train[there])], there[np.argmin(train[there])]
@@ -121,7 +122,3 @@ def _called(whole: Whole, number: int, which: np.ndarray) -> list[str]:
     """What chosen pictures of the training or the test images are called; without a name, by their place."""
     names = np.asarray(whole.names[number], object)
     return [name if isinstance(name, str) else f"image {name}" for name in names[np.flatnonzero(which)]]
-
-
-def _few(names: Sequence[str], of: int, one: str, more: str) -> str:
-    return f"{len(names):,} of {of:,} {one if of == 1 else more}: {some(names)}"

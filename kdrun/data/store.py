@@ -14,12 +14,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress
 
@@ -28,7 +27,7 @@ from kdrun.data import pictures
 from kdrun.data.listing import SPLITS, Listing, some
 from kdrun.data.rows import Rows
 from kdrun.errors import InputError, KdrunError
-from kdrun.runtime import signals
+from kdrun.runtime import locks, signals
 from kdrun.storage import arrays, files, forms, manifest
 
 log = logging.getLogger(__name__)
@@ -39,8 +38,15 @@ _TOGETHER = 128  # pictures that are decoded at most before a signal is looked f
 _DIGEST = 32  # bytes
 _DAMAGED: tuple[type[Exception], ...] = (manifest.Damaged, *arrays.UNREADABLE)
 
-Channels = Annotated[int | str, rules.auto_or(rules.either(1, 3))]
-Resize = Annotated[str, rules.one_of(*pictures.RESIZES)]
+
+class Keys(TypedDict):
+    """What sources of pictures have in common: how they are decoded, and where they are kept; see conf/data."""
+
+    channels: Annotated[int | str, rules.one_of("auto", 1, 3)]
+    resize: Annotated[str, rules.one_of(*pictures.RESIZES)]
+    decode_size: rules.Count
+    skip_broken: bool
+    store: rules.Path
 
 
 class Decoding(NamedTuple):
@@ -61,16 +67,14 @@ class Stored(NamedTuple):
 
 
 class StoredSource:
-    """A data source of listed pictures. Decoding begins when something is asked of it."""
+    """A data source of listed pictures, which are decoded when it is made, unless they were before."""
 
-    def __init__(
-        self, listing: Listing, store: Path, channels: int | str, resize: str, decode_size: int, skip_broken: bool
-    ):
+    def __init__(self, listing: Listing, **keys: Unpack[Keys]):
         self.path, self.class_names, self.num_classes = listing.path, listing.class_names, len(listing.class_names)
         self.left_out = {why: count for why, count in listing.left_out.items() if count}
-        stored = obtain(store, listing, channels, decode_size, resize)
+        stored = obtain(Path(keys["store"]), listing, keys["channels"], keys["decode_size"], keys["resize"])
         if stored.broken:
-            _complain(listing, stored.broken, skip_broken)
+            _complain(listing, stored.broken, keys["skip_broken"])
             self.left_out["broken"] = len(stored.broken)
         kept = np.setdiff1d(np.arange(len(listing.names)), list(stored.broken))
         splits = np.array([SPLITS.index(split) for split in listing.splits])[kept]
@@ -78,9 +82,7 @@ class StoredSource:
         self._places = {split: np.flatnonzero(splits == number) for number, split in enumerate(SPLITS)}
         self._kept_names = np.array(listing.names, object)[kept]
         self.names = tuple(f"{kind}_{split}" for split in SPLITS if len(self._places[split]) for kind in "xy")
-        self.sha256 = hashlib.sha256(
-            np.ascontiguousarray(stored.digests).tobytes() + self._labels.tobytes()
-        ).hexdigest()
+        self.sha256 = hashlib.sha256(stored.digests.tobytes() + self._labels.tobytes()).hexdigest()
 
     def shape(self, name: str) -> tuple[int, ...]:
         places = self._places[name[2:]]
@@ -126,7 +128,8 @@ def obtain(folder: Path, listing: Listing, channels: int | str, size: int, resiz
             return found
         folder.mkdir(parents=True, exist_ok=True)
         # a signal is looked for between pictures: raised anywhere, it might leave a thread waiting for another
-        with signals.on_signals(), _locked(folder / f"{state.stem}.lock", listing):
+        waiting = f"data: another kdrun is decoding {listing.path}; waiting for it"
+        with signals.on_signals(), locks.held(FileLock(folder / f"{state.stem}.lock"), waiting):
             if (found := _known(folder, state)) is not None:
                 return found
             seen = _look_at(listing)
@@ -134,7 +137,7 @@ def obtain(folder: Path, listing: Listing, channels: int | str, size: int, resiz
             sums = [each[0] for each in seen]
             key = {"format": _FORMAT, "pillow": pictures.PILLOW, "decoding": list(decoding), "files": sums}
             entry = folder / manifest.digest(key)[:32]
-            with _locked(entry.with_suffix(".lock"), listing):
+            with locks.held(FileLock(entry.with_suffix(".lock")), waiting):
                 if (found := _opened(entry)) is None:
                     _fill(entry, listing, seen, decoding)
                     found = _opened(entry)
@@ -176,22 +179,6 @@ def _opened(entry: Path) -> Stored | None:
         return None
 
 
-@contextmanager
-def _locked(path: Path, listing: Listing) -> Iterator[None]:
-    """While inside, nobody else decodes the same; waiting for it can be stopped by a signal."""
-    lock, waits = FileLock(path), False
-    while True:
-        try:
-            with lock.acquire(timeout=0.2):
-                yield
-            return
-        except Timeout:
-            if not waits:
-                log.info("data: another kdrun is decoding %s; waiting for it", listing.path)
-            waits = True
-            signals.check()
-
-
 Seen = tuple[str, pictures.Look | str]  # a file's sha256, and what its header says, or why it cannot be read
 
 
@@ -200,7 +187,7 @@ def _look_at(listing: Listing) -> list[Seen]:
         try:
             content = listing.read(place)
         except OSError as error:
-            return "", f"{error.strerror}"
+            return "", error.strerror or str(error)
         try:
             return hashlib.sha256(content).hexdigest(), pictures.look(content)
         except pictures.Unreadable as error:
@@ -227,14 +214,9 @@ def _fill(entry: Path, listing: Listing, seen: Sequence[Seen], decoding: Decodin
     partial, started = entry.with_suffix(".partial"), time.perf_counter()
     shutil.rmtree(partial, ignore_errors=True)  # of a kdrun that was killed: nobody else writes while we hold the lock
     log.info("data: decoding %s pictures of %s into %s", f"{len(seen):,}", listing.path, entry)
-    try:
-        partial.mkdir()
+    with manifest.made(entry, partial) as facts:
         broken = _write(partial, listing, seen, decoding)
-        manifest.seal(partial, {"decoding": list(decoding), "broken": [[place, why] for place, why in broken.items()]})
-        partial.rename(entry)
-        files.flush(entry.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        facts |= {"decoding": list(decoding), "broken": [[place, why] for place, why in broken.items()]}
     log.info("data: decoded in %.1f s", time.perf_counter() - started)
 
 
@@ -246,7 +228,10 @@ def _write(partial: Path, listing: Listing, seen: Sequence[Seen], decoding: Deco
     shape, sums = (side, side, decoding.channels), []
 
     def decoded(place: int) -> np.ndarray | str:
-        content = listing.read(place)
+        try:
+            content = listing.read(place)
+        except OSError:
+            content = b""
         if hashlib.sha256(content).hexdigest() != seen[place][0]:
             raise InputError(f"{listing.path}: {listing.names[place]!a} was changed while it was read. Run it again.")
         try:

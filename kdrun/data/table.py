@@ -1,14 +1,15 @@
 """Pictures named in a table: a CSV file of paths and labels."""
 
 import csv
+import io
 import os
-from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from kdrun.config import rules
-from kdrun.data.listing import Listing, of_texts, some, split_of, stamp_of
+from kdrun.data.listing import Listing, of_files, of_texts, some, split_of
 from kdrun.data.source import existing
-from kdrun.data.store import Channels, Resize, StoredSource
+from kdrun.data.store import Keys, StoredSource
 from kdrun.errors import InputError
 from kdrun.registry import register
 from kdrun.storage import files
@@ -17,19 +18,10 @@ _COLUMNS = "path, label and, if it is known, split"
 
 
 @register("data", "table")
-def table(
-    *,
-    path: rules.Path,
-    channels: Channels,
-    resize: Resize,
-    decode_size: rules.Count,
-    skip_broken: bool,
-    store: rules.Path,
-) -> StoredSource:
+def table(*, path: rules.Path, **keys: Unpack[Keys]) -> StoredSource:
     """A CSV file with the columns path, label and perhaps split; paths are relative to it. Decoded once, and kept in
     `store`."""
-    listing = listed(existing(path, f"a .csv file with the columns {_COLUMNS}"))
-    return StoredSource(listing, Path(store), channels, resize, decode_size, skip_broken)
+    return StoredSource(listed(existing(path, f"a .csv file with the columns {_COLUMNS}")), **keys)
 
 
 def listed(path: Path) -> Listing:
@@ -46,26 +38,14 @@ def listed(path: Path) -> Listing:
         )
     labels, class_names = of_texts(path, [row["label"] for row in rows])
     splits = [split_of(path, row.get("split") or "train", f"row {place}") for place, row in enumerate(rows, 2)]
-    return Listing(
-        path=path,
-        names=names,
-        labels=labels,
-        splits=splits,
-        class_names=class_names,
-        read=partial(_content, paths),
-        stamp={"path": str(path.absolute()), "names": names, "files": stamp_of(paths)},
-    )
-
-
-def _content(paths: list[str], place: int) -> bytes:
-    return files.read(paths[place], most=1 << 30)
+    return of_files(path, names, paths, labels=labels, splits=splits, class_names=class_names)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
         text = files.read(path, most=1 << 30).decode("utf-8-sig")
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        rows = list(csv.DictReader(text.splitlines(), delimiter=delimiter, strict=True))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"data.path: {path} cannot be read as a CSV file ({' '.join(str(error).split())}).") from error
     columns = list(rows[0]) if rows else ["path", "label"]

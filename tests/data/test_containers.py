@@ -1,10 +1,14 @@
 """Sources of images: whatever container they are in, the same images and labels are the same data set."""
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pictures
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pictures import CLASSES, NONE, forget
 
 from kdrun.data import datasets
@@ -172,3 +176,52 @@ def test_parquet_of_plain_bytes_and_texts(command, held, tmp_path):
     forget()
     ended = command("stage=data", "data=parquet", "data.path=bad.parquet")
     assert ended.code == 2 and ended.err.count("\n") == 1 and "bad.parquet cannot be read" in ended.err
+
+
+def test_parquet_whose_description_has_names_and_whose_labels_are_texts(command, held, tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    path = pictures.write_parquet(tmp_path / "all", held) / "data/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    for labels, said in ((["a", "b"] * 50, None), ([99] * 100, "its labels are from 99 to 99, and it names 10")):
+        pq.write_table(table.set_column(1, "label", pa.array(labels)), tmp_path / "one.parquet")
+        forget()
+        ended = command("stage=data", "data=parquet", "data.path=one.parquet", "data.image_size=32")
+        assert ended.code == (2 if said else 0) and (said or "") in ended.err, ended.err
+        assert ended.err.count("\n") == bool(said)
+
+
+@pytest.mark.usefixtures("in_time")
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["table", "parquet", "cifar10"]), st.data())
+def test_damage_is_refused_in_one_line_or_read(containers, tmp_path_factory, name, data):
+    """Of what lists pictures: of pictures themselves, see test_pictures."""
+    described = containers[name]
+    source = Path(described["path"])
+    top = tmp_path_factory.mktemp("damaged")
+    shutil.copytree(source.parent if source.is_file() else source, top / "all")
+    path = {
+        "table": top / "all/labels.csv",
+        "parquet": top / "all/data/train-00000-of-00001.parquet",
+        "cifar10": top / "all/data_batch_3.bin",
+    }[name]
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.one_of(st.none(), st.integers(0, len(content))))])
+    forget()
+    keys = {
+        **described,
+        "path": str(path if source.is_file() else top / "all"),
+        "skip_broken": True,
+        "store": str(top / "store"),
+    }
+    try:
+        found = datasets.load({"name": name, **{key: keys[key] for key in described}, **DRAWN})
+    except InputError as error:
+        assert str(error) and "\n" not in str(error)
+    else:
+        assert np.asarray(found.train.images).dtype == np.uint8
+    finally:
+        shutil.rmtree(top)

@@ -1,11 +1,13 @@
 """The store of decoded pictures: filled once, found again, whatever happens meanwhile."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from pictures import NONE, forget
 
 from kdrun.data import datasets, store
+from kdrun.data.folder import listed as listed_in
 from kdrun.errors import InputError, KdrunError, NoRoom
 
 pytestmark = pytest.mark.usefixtures("in_time")
@@ -84,15 +87,18 @@ def test_a_flipped_byte_is_noticed_and_the_pictures_decoded_again(folder, file, 
         assert [path.name.endswith(".damaged") for path in pixels.parent.parent.glob("*.damaged*")] == [True]
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(folder):
-    listed = __import__("kdrun.data.folder", fromlist=["listed"]).listed(folder)
-    times = [0] * len(listed.names)
+@pytest.mark.parametrize("change", ["another picture", "gone"])
+def test_a_file_that_changes_while_it_is_read_is_refused(folder, change):
+    listed, times = listed_in(folder), Counter()
 
     def read(place: int) -> bytes:
         times[place] += 1
-        return pictures.png(np.full((32, 32, 3), times[place] if place == 5 else 0, np.uint8))
+        again = place == 5 and times[place] > 1
+        if again and change == "gone":
+            raise FileNotFoundError(2, "No such file or directory")
+        return pictures.png(np.full((32, 32, 3), again, np.uint8))
 
-    changing = store.Listing(listed.path, listed.names, listed.labels, listed.splits, listed.class_names, read, {})
+    changing = dataclasses.replace(listed, read=read, stamp={})
     with pytest.raises(InputError, match="was changed while it was read"):
         store.obtain(folder.parent / "store", changing, "auto", 32, "stretch")
     assert not list((folder.parent / "store").glob("*.partial"))

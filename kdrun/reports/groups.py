@@ -12,6 +12,8 @@ from kdrun.comparison import sentences, texts
 from kdrun.comparison.kinds import DISTILLED
 from kdrun.reports.tables import NAMES
 
+_DIFFERS = 0.5  # points that make balanced accuracy worth a column; the table by class has it in any case
+
 
 def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str]) -> pd.DataFrame:
     """Groups as people read them: a row each, texts; teachers first, then students alone, controls, the distilled.
@@ -24,7 +26,10 @@ def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str
     several = groups.loc[groups["kind"] == DISTILLED, "objective"].nunique() > 1
     teachers = groups["teachers"].max() > 1
     balanced = {name: _number(100 * _float(group.get("balanced_accuracy")), "{:.2f}") for name, group in all_groups}
-    unbalanced = any(balanced[name] not in ("", f"{100 * group['test_accuracy']:.2f}") for name, group in all_groups)
+    unbalanced = any(
+        balanced[name] and abs(float(balanced[name]) - 100 * group["test_accuracy"]) >= _DIFFERS
+        for name, group in all_groups
+    )
     rows = []
     for name, group in sorted(all_groups, key=lambda item: (names.get(item[1]["study"], ""), order[item[1]["kind"]])):
         rows.append(

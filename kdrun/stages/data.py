@@ -9,6 +9,7 @@ from kdrun.data import datasets
 from kdrun.registry import register
 from kdrun.runs.recording import recording
 from kdrun.stages import checks
+from kdrun.storage import files
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,15 @@ def look(config: Mapping, run_dir: Path) -> dict:
         figure = contact_sheet.draw(dataset)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
-        (run_dir / "contact_sheet.png").write_bytes(buffer.getvalue())
-        events.write(run_dir / "tensorboard", {"contact_sheet": run_dir / "contact_sheet.png"})
+        sheet = run_dir / "contact_sheet.png"
+        files.write_bytes(sheet, buffer.getbuffer())
+        events.write(run_dir / "tensorboard", {"contact_sheet": sheet})
         height, width, channels = dataset.train.images.shape[1:]
         log.info(
             "data: %dx%d pixels, %d channel(s), %d classes, sha256 %s",
             *(height, width, channels, dataset.num_classes, dataset.sha256[:12]),
         )
         log.info("data: %s", f"{len(said)} things to look at, above" if said else "nothing to complain about")
-        log.info("data: some of each class are in %s", run_dir / "contact_sheet.png")
+        log.info("data: some of each class are in %s", sheet)
         record["results"] = {"classes": list(dataset.class_names), "counts": counts, "findings": said}
         return record["results"]

@@ -12,6 +12,7 @@ from kdrun.config import rules
 from kdrun.config.keys import Training
 from kdrun.config.schema import for_role
 from kdrun.data import batches, datasets, preparation
+from kdrun.data.rows import chosen
 from kdrun.errors import InputError
 from kdrun.evaluation import by_class, metrics
 from kdrun.registry import register
@@ -240,8 +241,8 @@ def _specialised(dataset: datasets.Dataset, classes: Sequence[int], seed: int) -
         ours, others = np.flatnonzero(labels < len(classes)), np.flatnonzero(labels == len(classes))
         if balanced:
             others = random.permutation(others)[: len(ours)]
-        chosen = np.sort(np.concatenate([ours, others]))
-        return datasets.Split(split.images[chosen], labels[chosen])
+        kept = np.sort(np.concatenate([ours, others]))
+        return datasets.Split(chosen(split.images, kept), labels[kept])
 
     return dataset._replace(
         train=relabelled(dataset.train, True),

@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).with_name("golden")
 PRESETS = ["", *choices("experiment")]
 # keys that came since, which no result of before depends on
 _AUGMENT = ("resized_crop", "colour", "cutout", "views", "seed")
-NEW: tuple[str, ...] = ("data.on_device", "data.split", "data.split_seed")
+NEW: tuple[str, ...] = ("data.on_device", "data.split", "data.split_seed", "data.transfer", "data.transfer_store")
 NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("image_size", "normalise"))
 NEW += ("data.normalise",)
 NEW += tuple(f"{part}.augment.{key}" for part in ("data", "teacher", "student") for key in _AUGMENT)

@@ -30,6 +30,7 @@ FREE = (
     "measure_latency",
     "compare.margin",
     "cache_dir",
+    "data.transfer_store",
     "reuse",
     "workers",
 )

@@ -97,6 +97,8 @@ class Data(TypedDict):
     split: Annotated[str, one_of("first", "stratified")]
     split_seed: Annotated[int, integer(0, 2**31 - 1)]
     on_device: Annotated[str, rules.switch]
+    transfer: Annotated[str | None, rules.optional(rules.path)]
+    transfer_store: Path
     train_fraction: Annotated[float, rules.number(0, 1, low_included=False)]
     include_classes: Annotated[list[int] | None, rules.optional(rules.integers(0))]
     exclude_classes: Annotated[list[int], rules.classes]

@@ -112,7 +112,7 @@ def for_role(config: Mapping, role: str | None) -> Config:
         return cast(Config, dict(config))
     data = {**config["data"], **{key: config[role][key] for key in _OF_ROLES}}
     if role == "teacher":
-        data |= ALL_IMAGES
+        data |= {**ALL_IMAGES, "transfer": None}
     return cast(Config, {**config, "data": data})
 
 
@@ -133,7 +133,10 @@ _LATER_OF_AUGMENT: dict[str, Any] = {
 }
 
 
-_LATER_OF_DATA: dict[str, Any] = {"split": "first", "split_seed": 0, "on_device": "auto"}
+_LATER_OF_DATA: dict[str, Any] = {
+    **{"split": "first", "split_seed": 0, "on_device": "auto"},
+    **{"transfer": None, "transfer_store": "outputs/.cache/images"},
+}
 
 
 def depended_on(data: Mapping) -> dict:

@@ -66,7 +66,7 @@ def _in_splits(root: Path, left_out: Counter) -> Iterator[Found]:
 
 def _in_classes(top: Path, classes: list[str], below: str, split: str, left_out: Counter) -> Iterator[Found]:
     for name in classes:
-        pictures = list(_pictures(top / name, left_out))
+        pictures = list(pictures_below(top / name, left_out))
         left_out["classes without pictures"] += not pictures
         for picture in pictures:
             yield split, name, os.path.join(below, name, picture)
@@ -89,7 +89,7 @@ def _folders(top: Path, left_out: Counter) -> list[str]:
     return sorted(found)
 
 
-def _pictures(top: Path, left_out: Counter) -> Iterator[str]:
+def pictures_below(top: Path, left_out: Counter) -> Iterator[str]:
     """The pictures anywhere below a folder, as paths from it. A folder is entered once, whatever links to it."""
     entered = {_place(top)}
     for folder, folders, names in os.walk(top, followlinks=True):

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from kdrun.config.schema import ALL_IMAGES
-from kdrun.data import datasets
+from kdrun.data import datasets, transfer
 from kdrun.data.datasets import Dataset, Whole
 from kdrun.data.listing import some
 from kdrun.data.rows import Images, pixels
@@ -38,6 +38,7 @@ def _findings(given: str) -> list[str]:
         *_classes(dataset),
         *_copies(data, whole, dataset),
         *_blank(whole),
+        *_transferred(data, whole, dataset),
     ]
 
 
@@ -89,6 +90,20 @@ def _copies(data: Mapping, whole: Whole, dataset: Dataset) -> Iterator[str]:
     labelled = np.unique(np.stack([training, whole.training.labels.astype(training.dtype)], 1), axis=0)
     if disputed := len(labelled) - len(first):
         yield f"{disputed:,} images are there with more than one label"
+
+
+def _transferred(data: Mapping, whole: Whole, dataset: Dataset) -> Iterator[str]:
+    """Images without labels that are among the others. In the training set they are no harm."""
+    if (unlabelled := transfer.load(data)) is None:
+        return
+    keys, training, test = (_as_keys(each) for each in (unlabelled.digests, *whole.digests))
+    for said, number, those in (
+        ("test", 1, test[: len(dataset.test.labels)]),
+        ("validation", 0, training[: datasets.validation_count(data)]),
+    ):
+        both = np.isin(those, keys)
+        if both.any():
+            yield f"{both.sum():,} {said} images are in data.transfer, too: {some(_called(whole, number, both))}"
 
 
 def _blank(whole: Whole) -> Iterator[str]:

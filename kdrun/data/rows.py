@@ -12,9 +12,9 @@ class Rows:
     `array` is [n, ...], mostly a memory map; `places`, int64 [m], are which of its rows, in which order.
     """
 
-    def __init__(self, array: np.ndarray, places: np.ndarray):
+    def __init__(self, array: "np.ndarray | Parts", places: np.ndarray):
         self.array, self.places = array, places
-        self.shape = (len(places), *array.shape[1:])
+        self.shape: tuple[Any, ...] = (len(places), *array.shape[1:])
         self.dtype, self.ndim, self.nbytes = array.dtype, array.ndim, len(places) * array[:1].nbytes
 
     def __len__(self) -> int:
@@ -37,6 +37,30 @@ class Rows:
     def chosen(self, places: np.ndarray | slice) -> "Rows":
         """Some of these rows, nothing read."""
         return Rows(self.array, self.places[places])
+
+
+class Parts:
+    """Like np.concatenate(parts), of arrays [n, ...] of which some may be on disk, and read when they are asked for."""
+
+    def __init__(self, parts: Sequence[np.ndarray | Rows]):
+        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+        self.shape: tuple[Any, ...] = (int(self._ends[-1]), *parts[0].shape[1:])
+        self.dtype: np.dtype = parts[0].dtype
+        self.ndim: int = parts[0].ndim
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """The rows of a slice, or at some places, and a part of each."""
+        first, *others = key if isinstance(key, tuple) else (key,)
+        places = first if isinstance(first, np.ndarray) else np.arange(len(self))[first]
+        which = np.searchsorted(self._ends, places, side="right")
+        found = np.empty((*places.shape, *self.shape[1:]), self.dtype)
+        for number, part in enumerate(self._parts):
+            here = which == number
+            found[here] = part[places[here] - (self._ends[number] - len(part))]
+        return found[(slice(None), *others)] if others else found
 
 
 Images = np.ndarray | Rows

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _FORMAT = 1  # raise when an entry would be written otherwise
 _AT_ONCE = 1 << 26  # bytes of pixels that are decoded before they are written
 _TOGETHER = 128  # pictures that are decoded at most before a signal is looked for
+_SMALL = 1 << 16  # bytes of pixels of a picture that one thread decodes sooner: most of its time is Python's own
 _DIGEST = 32  # bytes
 _DAMAGED: tuple[type[Exception], ...] = (manifest.Damaged, *arrays.UNREADABLE)
 
@@ -74,7 +75,7 @@ class StoredSource:
         self.left_out = {why: count for why, count in listing.left_out.items() if count}
         stored = obtain(Path(keys["store"]), listing, keys["channels"], keys["decode_size"], keys["resize"])
         if stored.broken:
-            _complain(listing, stored.broken, keys["skip_broken"])
+            complain(listing, stored.broken, keys["skip_broken"])
             self.left_out["broken"] = len(stored.broken)
         kept = np.setdiff1d(np.arange(len(listing.names)), list(stored.broken))
         splits = np.array([SPLITS.index(split) for split in listing.splits])[kept]
@@ -101,7 +102,7 @@ class StoredSource:
         return self._kept_names[self._places[split]]
 
 
-def _complain(listing: Listing, broken: Mapping[int, str], skip: bool) -> None:
+def complain(listing: Listing, broken: Mapping[int, str], skip: bool) -> None:
     """Raises InputError for pictures that cannot be read, all of them in one; with `skip` says so instead."""
     said = [f"{listing.names[place]!a} ({why})" for place, why in broken.items()]
     count = f"{len(said):,} of {len(listing.names):,} pictures cannot be read"
@@ -114,14 +115,18 @@ def _complain(listing: Listing, broken: Mapping[int, str], skip: bool) -> None:
     )
 
 
-def obtain(folder: Path, listing: Listing, channels: int | str, size: int, resize: str) -> Stored:
+def obtain(
+    folder: Path, listing: Listing, channels: int | str, size: int, resize: str, exactly: bool = False
+) -> Stored:
     """The listed pictures as pixels; decoded first where that was not done before.
 
     `channels` may be auto: colour where any picture has it. Pictures stay as large as they are where all are squares of
-    one size, not larger than `size` a side; else each is made a square of `size`, by `resize`. Two processes decode
-    once. Raises InputError for a file that changes meanwhile, KdrunError where the folder cannot be written or is full.
+    one size, not larger than `size` a side, unless that is meant `exactly`; else each is made a square of `size`, by
+    `resize`. Two processes decode once. Raises InputError for a file that changes meanwhile, KdrunError where the
+    folder cannot be written or is full.
     """
     asked = {"format": _FORMAT, "pillow": pictures.PILLOW, "channels": channels, "size": size, "resize": resize}
+    asked |= {"exactly": True} if exactly else {}
     state = folder / f"{manifest.digest({**asked, 'listing': listing.stamp})[:32]}.json"
     try:
         if (found := _known(folder, state)) is not None:
@@ -133,7 +138,7 @@ def obtain(folder: Path, listing: Listing, channels: int | str, size: int, resiz
             if (found := _known(folder, state)) is not None:
                 return found
             seen = _look_at(listing)
-            decoding = _decoding(listing, seen, channels, size, resize)
+            decoding = _decoding(listing, seen, channels, size, resize, exactly)
             sums = [each[0] for each in seen]
             key = {"format": _FORMAT, "pillow": pictures.PILLOW, "decoding": list(decoding), "files": sums}
             entry = folder / manifest.digest(key)[:32]
@@ -194,18 +199,21 @@ def _look_at(listing: Listing) -> list[Seen]:
             return hashlib.sha256(content).hexdigest(), str(error)
 
     count = len(listing.names)
-    return [each for some_ in _parallel(seen, range(count), _TOGETHER, "reading pictures") for each in some_]
+    together = _parallel(seen, range(count), _TOGETHER, "reading pictures", _cores())
+    return [each for some_ in together for each in some_]
 
 
-def _decoding(listing: Listing, seen: Sequence[Seen], channels: int | str, size: int, resize: str) -> Decoding:
+def _decoding(
+    listing: Listing, seen: Sequence[Seen], channels: int | str, size: int, resize: str, exactly: bool
+) -> Decoding:
     looks = [look for _, look in seen if not isinstance(look, str)]
     if not looks:
-        _complain(listing, {place: str(why) for place, (_, why) in enumerate(seen)}, skip=False)
+        complain(listing, {place: str(why) for place, (_, why) in enumerate(seen)}, skip=False)
     if channels == "auto":
         channels = 3 if any(look.has_colour for look in looks) else 1
     sides = {(look.width, look.height) for look in looks}
     width, height = next(iter(sides))
-    stay = len(sides) == 1 and width == height <= size
+    stay = len(sides) == 1 and width == height <= size and (width == size or not exactly)
     return Decoding(int(channels), None if stay else size, "stretch" if stay else resize)
 
 
@@ -244,9 +252,9 @@ def _write(partial: Path, listing: Listing, seen: Sequence[Seen], decoding: Deco
         _header(file, (len(good), *shape))
         os.posix_fallocate(file.fileno(), 0, file.tell() + len(good) * side * side * decoding.channels)
         at_once = max(1, min(_TOGETHER, _AT_ONCE // (side * side * decoding.channels)))
-        for places, block in zip(
-            _cut(good, at_once), _parallel(decoded, good, at_once, "decoding pictures"), strict=True
-        ):
+        threads = 1 if side * side * decoding.channels < _SMALL else _cores()
+        blocks = _parallel(decoded, good, at_once, "decoding pictures", threads)
+        for places, block in zip(_cut(good, at_once), blocks, strict=True):
             for place, pixels in zip(places, block, strict=True):
                 if isinstance(pixels, str):
                     broken[place] = pixels
@@ -271,15 +279,20 @@ def _cut(places: Sequence[int], count: int) -> Iterator[Sequence[int]]:
         yield places[start : start + count]
 
 
-def _parallel(task: Callable, places: Sequence[int], at_once: int, called: str) -> Iterator[list]:
-    """A task's results for all places, in order, some at a time; by threads, since Pillow lets others run meanwhile."""
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _parallel(task: Callable, places: Sequence[int], at_once: int, called: str, count: int) -> Iterator[list]:
+    """A task's results for all places, in order, some at a time; by so many threads, since Pillow lets others run."""
     console = Console()
     with (
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
+        ThreadPoolExecutor(count) as threads,
     ):
         line = bar.add_task(called, total=len(places))
         for some_ in _cut(places, at_once):
             signals.check()
-            yield list(threads.map(task, some_))
+            parts = threads.map(lambda part: [task(place) for place in part], _cut(some_, -(-len(some_) // count)))
+            yield [each for part in parts for each in part]
             bar.advance(line, len(some_))

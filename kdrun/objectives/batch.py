@@ -24,10 +24,12 @@ _NOT_GIVEN: Any = None  # to an objective that needs none of it, as it says wher
 class Batch(NamedTuple):
     """What student and teacher made of the same images.
 
-    logits, teacher_logits: [batch, classes], of any float type; labels: int32 [batch]. features, teacher_features: by
-    layer, [batch, height, width, channels] or [batch, units]. indices: int32 [batch], the images' places among the
-    `training_size` ones, whose labels are training_labels, int32 [training_size]. random_seed: int32 [2], for stateless
-    random operations, another one every step. The teacher's side gets no gradient, whatever is given.
+    logits, teacher_logits: [batch, classes], of any float type; labels: int32 [batch], below zero for images of
+    data.transfer, which have none: objectives that are registered with needs_labels never get these. features,
+    teacher_features: by layer, [batch, height, width, channels] or [batch, units]. indices: int32 [batch], the images'
+    places among the `training_size` ones, whose labels are training_labels, int32 [training_size]. random_seed: int32
+    [2], for stateless random operations, another one every step. The teacher's side gets no gradient, whatever is
+    given.
     """
 
     logits: tf.Tensor

@@ -116,9 +116,13 @@ def multi_level(
     return tf.cast(total, tf.float32)
 
 
-def cross_entropy(z: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Mean cross-entropy of integer labels [batch] under softmax(z); float32 scalar."""
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(z, tf.float32)))
+def cross_entropy(z: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor | None = None) -> tf.Tensor:
+    """Mean cross-entropy of integer labels [batch] under softmax(z); float32 scalar. With `counts`, float32 [batch],
+    each image counts so many times in the mean's sum; where that is 0, its label may be below zero."""
+    if counts is not None:
+        labels = tf.maximum(labels, 0)
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(z, tf.float32))
+    return tf.reduce_mean(each if counts is None else counts * each)
 
 
 def divergence(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:

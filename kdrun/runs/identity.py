@@ -18,6 +18,7 @@ FORMAT = 6
 # keys of the config that only distilling depends on
 DISTILLING = ("temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective")
 _ARMS = ["student", "distill"]  # which a pipeline had before it had several seeds
+_WHERE = ("path", "on_device", "transfer", "transfer_store")  # keys of data that say where images are, not which
 _DATA = Path(__file__).parent.parent / "data"
 
 
@@ -26,14 +27,18 @@ def of_teacher(config: Mapping, dataset_sha256: str) -> dict:
     return _of_network(config, "teacher", "teacher", config["teacher"], config["teacher"]["seed"], dataset_sha256)
 
 
-def of_student(config: Mapping, dataset_sha256: str) -> dict:
-    """The identity of a student alone."""
-    return _of_network(config, "student", "student", config["student"], config["seed"], dataset_sha256)
+def of_student(config: Mapping, dataset_sha256: str, transfer_sha256: str | None = None) -> dict:
+    """The identity of a student alone; `transfer_sha256` is of the images that only its distilled brothers learn from,
+    where there are any: it takes as many steps as they."""
+    found = _of_network(config, "student", "student", config["student"], config["seed"], dataset_sha256)
+    return found | _of_transfer(transfer_sha256)
 
 
-def of_distilled(config: Mapping, dataset_sha256: str, teacher_weights: Sequence[str] = ()) -> dict:
+def of_distilled(
+    config: Mapping, dataset_sha256: str, teacher_weights: Sequence[str] = (), transfer_sha256: str | None = None
+) -> dict:
     """The identity of a distilled student; `teacher_weights` are sums of the weights, or of the file of logits, of each
-    who teaches."""
+    who teaches, `transfer_sha256` is of the images that only they label."""
     objective, distill = config["objective"], config["distill"]
     found = _of_network(config, "distill", "student", distill, config["seed"], dataset_sha256)
     found["code"] |= _code(("objective", name) for name, keys in objective.items() if isinstance(keys, Mapping))
@@ -46,7 +51,7 @@ def of_distilled(config: Mapping, dataset_sha256: str, teacher_weights: Sequence
     found["teacher_weights"] = list(teacher_weights)
     found["teacher_inference_batch_size"] = config["teacher"]["inference_batch_size"]
     found["classifier"] = config["student"]["classifier"]
-    return found | {key: distill[key] for key in ("mixup", "peers")}
+    return found | {key: distill[key] for key in ("mixup", "peers")} | _of_transfer(transfer_sha256)
 
 
 def of_specialist(config: Mapping, dataset_sha256: str, generalist_weights: Sequence[str]) -> dict:
@@ -55,12 +60,12 @@ def of_specialist(config: Mapping, dataset_sha256: str, generalist_weights: Sequ
     return found | {"classes": config["classes"], "generalist_weights": list(generalist_weights)}
 
 
-def of_chain(config: Mapping, dataset_sha256: str) -> dict:
+def of_chain(config: Mapping, dataset_sha256: str, transfer_sha256: str | None = None) -> dict:
     """The identity of a stage of several parts: theirs, which teacher is given, how many."""
-    parts = [of_teacher(config, dataset_sha256), of_student(config, dataset_sha256)]
+    parts = [of_teacher(config, dataset_sha256), of_student(config, dataset_sha256, transfer_sha256)]
     return {
         "stage": config["stage"],
-        "stages": [*parts, of_distilled(config, dataset_sha256)],
+        "stages": [*parts, of_distilled(config, dataset_sha256, transfer_sha256=transfer_sha256)],
         "teacher": [config["teacher"][key] for key in ("run", "logits")],
         **{key: config.get(key) for key in ("generations", "run", "clusters", "specialist")},
         **{key: config[key] for key in ("seeds", "teachers", "controls") if config.get(key)},
@@ -73,7 +78,7 @@ def of_data(data: Mapping) -> dict:
     for a source of the user's own, of which nobody knows what its keys do."""
     own = () if _is_shipped("data", data["name"]) else ("name", *(data.keys() - DATA))
     kept = (*DATA, *own)
-    return {key: value for key, value in depended_on(data).items() if key in kept and key not in ("path", "on_device")}
+    return {key: value for key, value in depended_on(data).items() if key in kept and key not in _WHERE}
 
 
 def fingerprint(identity: Mapping) -> str:
@@ -102,6 +107,10 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
         "dataset_sha256": dataset_sha256,
         "code": {**_code(used), "data": code.of_module(_DATA / "datasets.py")},
     }
+
+
+def _of_transfer(sha256: str | None) -> dict:
+    return {"transfer_sha256": sha256} if sha256 else {}
 
 
 def code_of(kind: str, name: str) -> str | None:

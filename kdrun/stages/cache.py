@@ -8,7 +8,7 @@ from typing import Annotated, TypedDict
 
 from kdrun.config import rules
 from kdrun.config.schema import for_role
-from kdrun.data import datasets
+from kdrun.data import datasets, transfer
 from kdrun.registry import register
 from kdrun.runs import directory
 from kdrun.runs.recording import recording
@@ -69,7 +69,8 @@ def ask(config: Mapping, source: Path) -> Mapping | None:
     from kdrun.teachers import outputs
 
     precision.prepare_machine()
-    return outputs.cached(config, source, datasets.load(config["data"], config["seed"]))
+    dataset, unlabelled = datasets.load(config["data"], config["seed"]), transfer.load(config["data"])
+    return outputs.cached(config, source, transfer.added(dataset, unlabelled) if unlabelled else dataset)
 
 
 def _clear(config: Mapping, deletes: bool) -> dict:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from kdrun.config.schema import for_role
-from kdrun.data import augmentation, datasets, preparation, report
+from kdrun.data import augmentation, datasets, preparation, report, transfer
 from kdrun.errors import InputError
 from kdrun.models import build as models
 from kdrun.objectives import selection
@@ -138,7 +138,8 @@ def _part(config: Mapping, part: str, role: str) -> None:
         )
     dataset = datasets.load(data, config["seed"])
     preparation.of_data(data, dataset)
-    training_size = len(dataset.train.labels)
+    unlabelled = transfer.load(data)
+    training_size = len(dataset.train.labels) + (len(unlabelled.images) if unlabelled else 0)
     if batch_size > training_size:
         raise InputError(
             f"{part}.batch_size={batch_size} is larger than the training split of {training_size} images. "
@@ -170,6 +171,9 @@ def teachers(
     None: a teacher that is trained first, with the model `to_be`. Raises InputError.
     """
     teacher, objective = config["teacher"], config["objective"]
+    if unlabelled := transfer.load(config["data"]):
+        dataset = transfer.added(dataset, unlabelled)
+        _without_labels(config)
     layers, asked_for = selection.layers(objective), "+".join(selection.chosen(objective))
     count = 1 if sources is None else len(sources)
     file = sources[0] if sources and sources[0].is_file() else None
@@ -208,6 +212,21 @@ def teachers(
         raise InputError(
             f"teacher.shuffle={teacher['shuffle']} permutes the teacher's kept logits, and here the teacher runs live. "
             "Set teacher.cache=on, and take an objective on logits."
+        )
+
+
+def _without_labels(config: Mapping) -> None:
+    """Raises InputError for what images without labels cannot go with."""
+    path, objective = config["data"]["transfer"], config["objective"]
+    if selection.need_teacher(objective) and selection.need_labels(objective):
+        raise InputError(
+            f"data.transfer={path}: objective={'+'.join(selection.chosen(objective))} looks at every image's label, "
+            "and these have none. Take another, as kd or dist, or leave data.transfer out."
+        )
+    if config["teacher"]["shuffle"] == "within_class":
+        raise InputError(
+            f"data.transfer={path}: teacher.shuffle=within_class permutes the images of each class, and these have "
+            "none. Take teacher.shuffle=all."
         )
 
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun.data import datasets
+from kdrun.data import datasets, transfer
 from kdrun.registry import register
 from kdrun.runs.recording import recording
 from kdrun.stages import checks
@@ -44,6 +44,8 @@ def look(config: Mapping, run_dir: Path) -> dict:
             "data: %dx%d pixels, %d channel(s), %d classes, sha256 %s",
             *(height, width, channels, dataset.num_classes, dataset.sha256[:12]),
         )
+        if unlabelled := transfer.load(config["data"]):
+            log.info("data: %s images without labels in %s", f"{len(unlabelled.images):,}", config["data"]["transfer"])
         log.info("data: %s", f"{len(said)} things to look at, above" if said else "nothing to complain about")
         log.info("data: some of each class are in %s", sheet)
         record["results"] = {"classes": list(dataset.class_names), "counts": counts, "findings": said}

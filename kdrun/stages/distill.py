@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from kdrun.config.schema import for_role
-from kdrun.data import datasets, preparation
+from kdrun.data import datasets, preparation, transfer
 from kdrun.objectives import selection
 from kdrun.registry import register
 from kdrun.runs import identity
@@ -30,7 +30,8 @@ def of(config: Mapping) -> dict:
     """The identity of the configured run. Raises InputError where there is no teacher."""
     teachers = sources.resolve(config) if sources.are_needed(config) else []
     weights = [sources.weights_of(each) for each in teachers]
-    return identity.of_distilled(config, datasets.fingerprint(config["data"]), weights)
+    sums = datasets.fingerprint(config["data"]), transfer.fingerprint(config["data"])
+    return identity.of_distilled(config, sums[0], weights, sums[1])
 
 
 @register(
@@ -53,14 +54,18 @@ def distill(config: Mapping, run_dir: Path) -> dict:
     from kdrun.training.job import AS_DRAWN, InitialWeights, SupervisionSpec
 
     found = sources.resolve(config) if sources.are_needed(config) else []
-    dataset = datasets.load(config["data"], config["seed"])
+    labelled, unlabelled = datasets.load(config["data"], config["seed"]), transfer.load(config["data"])
     teachers = [sources.described(each) for each in found]
-    facts = {"seed": config["seed"], "dataset_sha256": dataset.sha256, "teachers": teachers}
+    facts = {"seed": config["seed"], "dataset_sha256": labelled.sha256, "teachers": teachers}
     if seen := overlap.count(config, [each for teacher in teachers for each in teacher.get("trained_on", ())]):
         facts["overlap"] = seen
         log.warning("distill: the teacher has trained on %s of the student's validation images", f"{seen:,}")
-    depends = identity.of_distilled(config, dataset.sha256, [sources.weights_of(each) for each in found])
-    weights = depends["teacher_weights"]
+    weights, dataset = [sources.weights_of(each) for each in found], labelled
+    depends = identity.of_distilled(config, labelled.sha256, weights, unlabelled and unlabelled.sha256)
+    if unlabelled:
+        facts["transfer"] = {"images": len(unlabelled.images), "sha256": unlabelled.sha256}
+        if found or config["distill"]["peers"]:  # who learns without a teacher has nothing to learn from them
+            dataset = transfer.added(labelled, unlabelled)
     with recording(run_dir, config, depends, **facts) as record:
         precision.prepare_machine()
         model, initial_weights = config["student"]["model"], AS_DRAWN
@@ -74,8 +79,8 @@ def distill(config: Mapping, run_dir: Path) -> dict:
             compile_key=supervisors.compile_key(config, found, dataset, depends),
             build=partial(supervisors.supervision, config, found, dataset, model, weights),
         )
-        shown = preparation.of_data(config["data"], dataset)
-        own = job.distillation_settings(config)
+        shown = preparation.of_data(config["data"], labelled)
+        own = {**job.distillation_settings(config), **job.length(labelled, unlabelled)}
         settings = job.settings_of(config, config["distill"], config["seed"], shown, **own)
         made = job.training_job(config, dataset, model, settings, spec, initial_weights)
         return job.train(made, config, run_dir, record)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from kdrun.config.rules import integer
 from kdrun.config.schema import for_role
-from kdrun.data import batches, datasets
+from kdrun.data import batches, datasets, transfer
 from kdrun.errors import InputError
 from kdrun.evaluation import by_class, metrics
 from kdrun.objectives import selection
@@ -35,7 +35,8 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
 
 def of(config: Mapping) -> dict:
     """The identity of the configured run."""
-    return identity.of_chain(config, datasets.fingerprint(config["data"]))
+    data = config["data"]
+    return identity.of_chain(config, datasets.fingerprint(data), transfer.fingerprint(data))
 
 
 @register("stage", "generations", check=check, identity=of, needs_tensorflow=False, has_parts=True, takes_seeds=True)
@@ -48,7 +49,7 @@ def generations(config: Mapping, run_dir: Path, *, generations: Annotated[int, i
     """
     from kdrun.reports import tables
 
-    dataset_sha256 = datasets.fingerprint(config["data"])
+    dataset_sha256, others = datasets.fingerprint(config["data"]), transfer.fingerprint(config["data"])
     with recording(run_dir, config, of(config), dataset_sha256=dataset_sha256) as record:
         _rehearse(config)
         of_seeds: dict[int, list[Path]] = {seed: [] for seed in seeds.of(config)}
@@ -56,10 +57,11 @@ def generations(config: Mapping, run_dir: Path, *, generations: Annotated[int, i
             for number in range(generations + 1):
                 for place, (seed, found) in enumerate(of_seeds.items()):
                     part = {**config, "seed": batches.relative_seed(seed, number)}
-                    depends = identity.of_student(part, dataset_sha256)
+                    depends = identity.of_student(part, dataset_sha256, others)
                     if found:
                         part["teacher"] = {**config["teacher"], "run": str(found[-1])}
-                        depends = identity.of_distilled(part, dataset_sha256, [sources.weights_of(found[-1])])
+                        weights = [sources.weights_of(found[-1])]
+                        depends = identity.of_distilled(part, dataset_sha256, weights, others)
                     name = f"generation {number}" + (f", seed {seed}" if place else "")
                     found.append(parts.start(name, part, depends))
                 parts.wait()

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from kdrun.config.schema import for_role
-from kdrun.data import datasets
+from kdrun.data import datasets, transfer
 from kdrun.errors import InputError
 from kdrun.evaluation import metrics
 from kdrun.objectives import selection
@@ -50,7 +50,8 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
 
 def of(config: Mapping) -> dict:
     """The identity of the configured run."""
-    return identity.of_chain(config, datasets.fingerprint(config["data"]))
+    data = config["data"]
+    return identity.of_chain(config, datasets.fingerprint(data), transfer.fingerprint(data))
 
 
 @register("stage", "pipeline", check=check, identity=of, needs_tensorflow=False, has_parts=True, takes_seeds=True)
@@ -106,22 +107,22 @@ def _students(
     parts: chain.Parts,
 ) -> list[Path]:
     """The students' runs, started: at first those that need no teacher, unless the teachers are there."""
-    dataset_sha256, found = datasets.fingerprint(config["data"]), []
+    sums, found = (datasets.fingerprint(config["data"]), transfer.fingerprint(config["data"])), []
     taught = [each for each in distilled if sources.are_needed(each.config)]
     are_there = parts.have_ended(*teachers)
     if taught and are_there:
         _ask(config, taught, teachers, parts)
     for name, student, _ in seeds.students("student", config) if "student" in config["arms"] else ():
-        found.append(parts.start(name, student, identity.of_student(student, dataset_sha256)))
+        found.append(parts.start(name, student, identity.of_student(student, *sums)))
     for name, student, _ in distilled:
         if not sources.are_needed(student):
-            found.append(parts.start(name, student, identity.of_distilled(student, dataset_sha256)))
+            found.append(parts.start(name, student, _identity(student, *sums)))
     if taught and not are_there:
         parts.wait(*teachers)
         _ask(config, taught, teachers, parts)
     for each in taught:
         student = _taught_by(each, teachers)
-        found.append(parts.start(each.name, student, _identity(student, dataset_sha256)))
+        found.append(parts.start(each.name, student, _identity(student, *sums)))
     return found
 
 
@@ -135,18 +136,20 @@ def _taught_by(student: Student, teachers: Sequence[Path]) -> dict:
     return {**config, "teacher": {**config["teacher"], "run": chosen[0] if len(chosen) == 1 else chosen}}
 
 
-def _identity(student: Mapping, dataset_sha256: str) -> dict:
-    weights = [sources.weights_of(each) for each in sources.resolve(student)]
-    return identity.of_distilled(student, dataset_sha256, weights)
+def _identity(student: Mapping, dataset_sha256: str, transfer_sha256: str | None) -> dict:
+    found = sources.resolve(student) if sources.are_needed(student) else []
+    weights = [sources.weights_of(each) for each in found]
+    return identity.of_distilled(student, dataset_sha256, weights, transfer_sha256)
 
 
 def _ask(config: Mapping, taught: Sequence[Student], teachers: Sequence[Path], parts: chain.Parts) -> None:
     """Have what the teachers say cached once, before several students want it; each student has to ask for itself where
     it sees images of its own."""
-    of_student, dataset_sha256 = for_role(config, "student"), datasets.fingerprint(config["data"])
+    of_student, data = for_role(config, "student"), config["data"]
     if not cache.wanted(of_student) or of_student["data"]["train_fraction"] < 1:
         return
-    identities = [_identity(_taught_by(each, teachers), dataset_sha256) for each in taught]
+    sums = datasets.fingerprint(data), transfer.fingerprint(data)
+    identities = [_identity(_taught_by(each, teachers), *sums) for each in taught]
     if not all(chain.reusable(config, depends) for depends in identities):
         for teacher in filter(Path.is_dir, teachers):
             parts.ask(of_student, teacher)

@@ -30,6 +30,8 @@ _ROUNDS = 200  # of expectation and maximisation, at most
 
 def check(config: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where generalist or specialists cannot be trained, or the given one is none for these data."""
+    if config["data"]["transfer"]:
+        raise InputError("data.transfer: specialists have no teacher, and learn from labels. Leave it out.")
     checks.training(config, ("teacher", "teacher"), ("specialist", "teacher"))
     if config["run"] != "auto":
         checks.taken(config["run"])

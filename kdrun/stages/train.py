@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kdrun.data import datasets, preparation
+from kdrun.data import datasets, preparation, transfer
 from kdrun.registry import register
 from kdrun.runs import identity
 from kdrun.runs.recording import recording
@@ -29,7 +29,7 @@ def of_teacher(config: Mapping) -> dict:
 
 def of_student(config: Mapping) -> dict:
     """The identity of the configured student alone."""
-    return identity.of_student(config, datasets.fingerprint(config["data"]))
+    return identity.of_student(config, datasets.fingerprint(config["data"]), transfer.fingerprint(config["data"]))
 
 
 @register(
@@ -64,7 +64,8 @@ def student(config: Mapping, run_dir: Path) -> dict:
 def _on_labels(config: Mapping, run_dir: Path, role: Mapping, seed: int, depends: Mapping) -> dict:
     from kdrun.stages import job
 
-    dataset = datasets.load(config["data"], seed)
+    dataset, others = datasets.load(config["data"], seed), transfer.load(config["data"])
     with recording(run_dir, config, depends, seed=seed, dataset_sha256=dataset.sha256) as record:
-        settings = job.settings_of(config, role, seed, preparation.of_data(config["data"], dataset))
+        shown = preparation.of_data(config["data"], dataset)
+        settings = job.settings_of(config, role, seed, shown, **job.length(dataset, others))
         return job.train(job.training_job(config, dataset, role["model"], settings), config, run_dir, record)

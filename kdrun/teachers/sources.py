@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # Overrides that a teacher does not depend on: the command that makes one goes without them.
 _NOT_THE_TEACHERS = (
-    *("stage=", "resume=", "temperature", "alpha", "annealing=", "objective", "control="),
+    *("stage=", "resume=", "data.transfer", "temperature", "alpha", "annealing=", "objective", "control="),
     *("student.", "distill.", "model@student", "teacher.shuffle", "teacher.overlap", "hydra"),
 )
 

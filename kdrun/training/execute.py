@@ -56,7 +56,8 @@ def compiled_steps(
     """
     supervision = network.supervision
     held = tf.constant(np.asarray(split.images)) if on_device else None
-    training_set = TrainingSet(held, tf.constant(split.labels))
+    labelled = np.count_nonzero(split.labels >= 0) / len(split.labels)
+    training_set = TrainingSet(held, tf.constant(split.labels), labelled)
     student = forward(network.model, supervision.layers)
     metrics = len(metric_names(supervision.objectives))
     batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
@@ -114,7 +115,7 @@ def _most_steps(on_disk: Images | None, batch_size: int) -> int:
 def _inputs(program: Program, settings: Settings, size: int, asked_for: np.ndarray, step: int, count: int) -> tuple:
     """The arguments of compiled steps, for `count` of them from `step` on."""
     views, cached = settings.augmentation.view_count, program.network.supervision.cached
-    per_epoch = batches.steps_per_epoch(size, settings.batch_size)
+    per_epoch = settings.steps_per_epoch(size)
     indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
     values = step_values(settings, step, count, per_epoch)
     shares = batches.shares(settings.seed, step, count, settings.mixup)

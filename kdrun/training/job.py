@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kdrun.data import batches
 from kdrun.data.datasets import Dataset
 from kdrun.evaluation import metrics
 from kdrun.evaluation.inference import Infer, compiled_inference, latency, logits
@@ -73,8 +72,8 @@ class TrainingJob:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last, partial batch of an epoch is filled up."""
-        return batches.steps_per_epoch(len(self.dataset.train.labels), self.settings.batch_size)
+        """Of this job's settings, on its training set."""
+        return self.settings.steps_per_epoch(len(self.dataset.train.labels))
 
     @property
     def compile_key(self) -> dict:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.data import batches
 from kdrun.data.datasets import Dataset
 from kdrun.errors import Diverged, Stopped
 from kdrun.evaluation import by_class, metrics
@@ -83,7 +82,7 @@ def train(
     network = program.network
     objectives = network.supervision.objectives
     names = metric_names(objectives)
-    per_epoch = batches.steps_per_epoch(len(dataset.train.labels), settings.batch_size)
+    per_epoch = settings.steps_per_epoch(len(dataset.train.labels))
     folder = run_dir / "checkpoints"
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
     planned = per_epoch, settings.epochs, len(names)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from kdrun.data import batches
 from kdrun.data.augmentation import Augmentation
 from kdrun.data.preparation import Preparation
 
@@ -16,7 +17,11 @@ class Annealed(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How a network is trained; see conf/config.yaml and conf/data for each. `weights` are the objectives'."""
+    """How a network is trained; see conf/config.yaml and conf/data for each. `weights` are the objectives'.
+
+    `images_per_epoch` is how many an epoch takes, where that is not the size of the training set: so many as a brother
+    has that learns from a transfer set, too.
+    """
 
     seed: int
     epochs: int
@@ -32,3 +37,8 @@ class Settings(NamedTuple):
     held_out: bool = True  # whether validation images are not trained on
     shuffle: str = "none"
     mixup: float = 0.0
+    images_per_epoch: int | None = None
+
+    def steps_per_epoch(self, training_size: int) -> int:
+        """Steps that an epoch takes; the last, partial batch is filled up."""
+        return batches.steps_per_epoch(self.images_per_epoch or training_size, self.batch_size)

@@ -18,10 +18,12 @@ STEP_METRICS = ("loss", "cross_entropy", "accuracy", "distillation_loss")  # and
 
 class TrainingSet(NamedTuple):
     """All training images, uint8 [n, height, width, channels], and their labels, int32 [n], in the device's memory;
-    None where a step's images are among its inputs."""
+    None where a step's images are among its inputs. `labelled` is the part of them that have a label; the others' is
+    below zero."""
 
     images: tf.Tensor | None
     labels: tf.Tensor
+    labelled: float = 1.0
 
 
 class Inputs(NamedTuple):
@@ -60,6 +62,7 @@ def training_step(
     supervision = network.supervision
     learning_rate, temperature, alpha, *weights = tf.unstack(inputs.values)
     labels = tf.gather(training_set.labels, inputs.indices)
+    counts = _counts(labels, training_set.labelled)
     shown = _prepared(training_set.images, settings, inputs, supervision.preparations)
     images = shown[settings.preparation]
     with tf.GradientTape() as tape:
@@ -82,12 +85,12 @@ def training_step(
                 batch = StepBatch(temperature, inputs.cached, [*together[:place], *together[place + 1 :]])
                 teacher = supervision.source.outputs(batch, shown)
             objectives = supervision.objectives.values()
-            parts.append(losses(objectives, known._replace(logits=each), teacher, alpha, weights))
+            parts.append(losses(objectives, known._replace(logits=each), teacher, alpha, weights, counts))
         scaled_loss = network.optimizer.scaled(tf.add_n([loss for loss, *_ in parts]))
     network.optimizer.minimize(tape, scaled_loss, learning_rate)
-    correct = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+    correct = tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
     loss, label_loss, *terms = parts[0]  # what is shown is the student's
-    accuracy = tf.reduce_mean(tf.cast(correct, tf.float32))
+    accuracy = tf.reduce_mean(correct if counts is None else counts * correct)
     return tf.stack([loss, label_loss, accuracy, *terms])
 
 
@@ -97,18 +100,26 @@ def losses(
     teacher: TeacherOutputs,
     alpha: tf.Tensor,
     weights: Sequence[tf.Tensor],
+    counts: tf.Tensor | None = None,
 ) -> list[tf.Tensor]:
     """The loss, and what it consists of: cross-entropy, distillation loss and each objective; float32 scalars.
 
-    Without objectives the loss is the cross-entropy. The batch's own teacher side is not looked at.
+    Without objectives the loss is the cross-entropy, in which each image counts as `counts` says, float32 [batch].
+    The batch's own teacher side is not looked at.
     """
-    label_loss = cross_entropy(batch.logits, batch.labels)
+    label_loss = cross_entropy(batch.logits, batch.labels, counts)
     if not objectives:
         return [label_loss, label_loss]
     batch = batch._replace(teacher_logits=teacher.logits, teacher_features=teacher.features)
     terms = [objective(batch) for objective in objectives]
     distillation_loss = tf.add_n([weight * term for weight, term in zip(weights, terms, strict=True)])
     return [(1.0 - alpha) * label_loss + alpha * distillation_loss, label_loss, distillation_loss, *terms]
+
+
+def _counts(labels: tf.Tensor, labelled: float) -> tf.Tensor | None:
+    """How much each image counts where labels are looked at: those without one not at all, the others so that over an
+    epoch it is the mean over all labelled images that is taken; None where all have one."""
+    return None if labelled == 1.0 else tf.cast(labels >= 0, tf.float32) / labelled
 
 
 # nothing in it depends on a tensor's value, and AutoGraph takes a tenth of a second to find that out

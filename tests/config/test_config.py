@@ -49,6 +49,8 @@ KEYS = [
     "data.train_fraction",
     "data.train_on_validation",
     "data.train_size",
+    "data.transfer",
+    "data.transfer_store",
     "data.validation_size",
     "distill.batch_size",
     "distill.epochs",

@@ -23,6 +23,7 @@ _VALUES = {
     "seeds": 3,
     "teachers": 3,
     "views": 4,
+    "transfer": "more.npz",
 }
 # two words, of which one is another
 _WORDS = {

@@ -7,6 +7,7 @@ from identities import CHAINS, TRAINING
 
 from kdrun.cli.compose import composing
 from kdrun.config.schema import flatten
+from kdrun.runs import identity
 from kdrun.runs.identity import fingerprint, of_chain
 
 # Keys, or the beginnings of keys, that no run's result depends on, and why.
@@ -27,6 +28,8 @@ FREE = {
     "data.name": "the contents' sha256 counts",
     "data.num_classes": "the contents' sha256 counts",
     "data.on_device": "the same bits either way",
+    "data.transfer": "the contents' sha256 counts",
+    "data.transfer_store": "where things are",
     "plugins": "the files' contents count",
     "optimizer": "the default of the roles' own",
     "epochs": "the default of the stages' own",
@@ -119,6 +122,14 @@ def test_stages_data_and_teachers_weights_count(compose):
     assert len(of_one_network) == 4  # their labels alone teach them
     assert len({fingerprint(depends) for depends in found}) == 4 + 16
     assert fingerprint(of_chain(config, "data")) != fingerprint(of_chain(config, "other"))
+
+
+@pytest.mark.parametrize("stage", ["student", "distill", "pipeline", "generations"])
+def test_images_without_labels_count_for_students(stage, compose):
+    config, of_stage = compose(f"stage={stage}"), {"student": identity.of_student, "distill": identity.of_distilled}
+    function = of_stage.get(stage, of_chain)
+    found = [function(config, "data", transfer_sha256=sha256) for sha256 in (None, "some", "others")]
+    assert len(set(map(fingerprint, found))) == 3 and found[0] == function(config, "data")
 
 
 DEFAULTS = ["epochs=7", "patience=3", "batch_size=64", "data.augment.jitter=1", "data.augment.flip=true"]

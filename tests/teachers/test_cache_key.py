@@ -67,6 +67,8 @@ FREE = {
     "controls": "of the students",
     "arms": "of the students",
     "data.on_device": "the same bits either way",
+    "data.transfer": "the contents' sha256 counts",
+    "data.transfer_store": "where things are",
     "data.augment": "the default of the student's",
     "data.image_size": "the teacher's run has its own",
     "student.image_size": "the teacher's run has its own",

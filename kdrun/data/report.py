@@ -13,10 +13,11 @@ from kdrun.config.schema import ALL_IMAGES
 from kdrun.data import datasets, transfer
 from kdrun.data.datasets import Dataset, Whole
 from kdrun.data.listing import some
-from kdrun.data.rows import Images, pixels
+from kdrun.data.rows import Images, chosen, in_file, pixels
 from kdrun.errors import InputError
 
 _IMBALANCE = 10  # times as many images as another class has
+_AT_ONCE = 1024  # images that are looked at
 _SPOILT = 0.5  # of the test images that are in training, too
 
 
@@ -117,11 +118,18 @@ def _blank(whole: Whole) -> Iterator[str]:
 
 
 def _of_one_value(images: Images) -> np.ndarray:
-    """Which images are of one value, bool [n]. A few pixels of each are looked at first: they may be on disk."""
+    """Which images are of one value, bool [n].
+
+    They may be on disk, and more than memory holds: a few pixels of each are looked at first, some images at a time, in
+    the order in which they lie there.
+    """
     height, width = images.shape[1:3]
-    looked_at = [pixels(images, y * (height - 1) // 4, x * (width - 1) // 4) for y in range(5) for x in range(5)]
-    first = looked_at[0][:, :1]
-    blank = np.all([(pixel == first).all(axis=1) for pixel in looked_at], axis=0)
+    grid = [(y * (height - 1) // 4, x * (width - 1) // 4) for y in range(5) for x in range(5)]
+    blank, order = np.empty(len(images), bool), in_file(images)
+    for start in range(0, len(order), _AT_ONCE):
+        here = order[start : start + _AT_ONCE]
+        looked_at = [pixels(chosen(images, here), *place) for place in grid]
+        blank[here] = np.all([(pixel == looked_at[0][:, :1]).all(axis=1) for pixel in looked_at], axis=0)
     for place in np.flatnonzero(blank):
         image = images[place]
         blank[place] = (image == image.flat[0]).all()

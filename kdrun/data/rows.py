@@ -73,6 +73,11 @@ def pixels(images: Images, row: int, column: int) -> np.ndarray:
     return images[:, row, column]
 
 
+def in_file(images: Images) -> np.ndarray:
+    """An order of images, int64 [n], in which those on disk are read one after the other."""
+    return np.argsort(images.places, kind="stable") if isinstance(images, Rows) else np.arange(len(images))
+
+
 def chosen(images: Images, places: np.ndarray | slice) -> Images:
     """Some images, nothing read where they are on disk."""
     return images.chosen(places) if isinstance(images, Rows) else images[places]

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,10 +256,26 @@ def available_memory() -> int:
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found = [1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))]
-    with suppress(OSError, ValueError):
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        found.append(max(0, limit - used))
-    return min(found)
+    return min([*found, *_of_control_groups()])
+
+
+def _of_control_groups() -> Iterator[int]:
+    """Bytes that this process's control groups, of either version, still allow; files in the page cache make room."""
+    lines = []
+    with suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("memory", ""):
+            continue
+        mounted = Path("/sys/fs/cgroup", controllers)
+        limit, used = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        cached = "total_inactive_file" if controllers else "inactive_file"
+        for group in {mounted / path.lstrip("/"), mounted}:  # in a container, the path is often the machine's
+            with suppress(OSError, ValueError, KeyError):
+                most, taken = (int((group / f"memory.{name}").read_text()) for name in (limit, used))
+                kept = dict(each.split() for each in (group / "memory.stat").read_text().splitlines())
+                yield max(0, most - taken + int(kept[cached]))
 
 
 def _send(worker: _Worker, number: signal.Signals) -> None:

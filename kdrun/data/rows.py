@@ -1,9 +1,12 @@
 """Rows of an array on disk, chosen and ordered by place, read when they are asked for."""
 
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+_CAN_ADVISE = hasattr(mmap, "MADV_RANDOM")  # not on every system
 
 
 class Rows:
@@ -23,11 +26,13 @@ class Rows:
     def __getitem__(self, key: Any) -> np.ndarray:
         """The rows of a slice, or at some places: copies, in memory."""
         first, *others = key if isinstance(key, tuple) else (key,)
-        found = self.array[self.places[first]]
+        places = self.places[first]
+        _announce(self.array, places)
+        found = self.array[places]
         return found[(slice(None), *others)] if others else np.asarray(found)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.array[self.places], dtype)
+        return np.asarray(self[:], dtype)
 
     @staticmethod
     def joined(parts: Sequence["Rows"]) -> "Rows":
@@ -37,6 +42,20 @@ class Rows:
     def chosen(self, places: np.ndarray | slice) -> "Rows":
         """Some of these rows, nothing read."""
         return Rows(self.array, self.places[places])
+
+
+def _announce(array: "np.ndarray | Parts", places: np.ndarray) -> None:
+    """Have the system read just these rows of a memory map. Left to itself it reads around each, by megabytes, which is
+    many times too much where the rows are drawn and the map is larger than memory."""
+    held = array.base if isinstance(array, np.memmap) else None
+    if not isinstance(held, mmap.mmap) or not _CAN_ADVISE:
+        return
+    held.madvise(mmap.MADV_RANDOM)
+    length = array[:1].nbytes
+    for place in np.ravel(places).tolist():
+        start = array.offset + place * length
+        before = start % mmap.PAGESIZE
+        held.madvise(mmap.MADV_WILLNEED, start - before, length + before)
 
 
 class Parts:
@@ -69,6 +88,7 @@ Images = np.ndarray | Rows
 def pixels(images: Images, row: int, column: int) -> np.ndarray:
     """One pixel of each image, uint8 [n, channels]; of images on disk no more is read."""
     if isinstance(images, Rows):
+        _announce(images.array, images.places)
         return images.array[images.places, row, column]
     return images[:, row, column]
 

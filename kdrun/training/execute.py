@@ -22,7 +22,7 @@ from kdrun.training.step import Inputs, TrainingSet, metric_names, training_step
 from kdrun.training.supervision import forward
 
 _SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
-_MOST_BYTES = 1 << 27  # of images that are read for one call
+_MOST_BYTES = 1 << 25  # of images that are read for one call: there are three such blocks at a time
 _MOST_STEPS = 1 << 20  # a call
 
 

@@ -58,7 +58,9 @@ def judged(random, seeds: int, settings: int, fresh: int = 0) -> studies.Study:
     return study
 
 
-@pytest.mark.parametrize(("seeds", "settings", "fresh"), [(5, 1, 0), (3, 18, 0), (3, 18, 5)])
+@pytest.mark.parametrize(
+    ("seeds", "settings", "fresh"), [(5, 1, 0), (3, 18, 0), pytest.param(3, 18, 5, marks=pytest.mark.slow)]
+)
 def test_helped_is_seldom_said_of_students_that_are_alike(seeds, settings, fresh):
     random = np.random.default_rng(7)
     found = [judged(random, seeds, settings, fresh) for _ in range(120)]

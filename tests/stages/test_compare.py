@@ -217,6 +217,7 @@ def test_the_numbers_are_those_of_the_predictions(swept, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_classes_by_other_numbers_and_runs_twice_say_the_same(swept, tmp_path):
     outputs = shutil.copytree(swept, tmp_path / "outputs")
     sentence = compare(outputs, outputs / "sweeps")["sentence"]
@@ -235,6 +236,7 @@ def test_classes_by_other_numbers_and_runs_twice_say_the_same(swept, tmp_path):
     assert compare(outputs, outputs / "sweeps")["sentence"] == sentence
 
 
+@pytest.mark.slow
 def test_the_commands_that_are_said_tell_more_and_looks_are_counted(swept, tmp_path, monkeypatch):
     """Two settings of three seeds; the printed commands train five fresh seeds of the chosen one, and of it alone."""
     monkeypatch.chdir(tmp_path)
@@ -385,6 +387,7 @@ def test_more_than_one_process(launcher, swept, tmp_path):
     assert len(list((tmp_path / ".cache/teachers").glob("*/manifest.json"))) == 1
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was(swept, tmp_path, capsys):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
     (teacher,) = swept.glob("teacher/*")

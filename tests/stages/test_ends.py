@@ -275,6 +275,7 @@ def test_a_signal_ends_the_watching_at_once(elsewhere, tmp_path):
 # A closed terminal
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_is_a_signal_and_the_run_is_saved(tmp_path):
     """As when an ssh connection breaks: the kernel sends SIGHUP, and whatever is printed is an error."""
     keyboard, terminal = os.openpty()
@@ -308,6 +309,7 @@ def test_a_terminal_that_is_closed_is_a_signal_and_the_run_is_saved(tmp_path):
     assert max(steps) >= json.loads(lines[-1])["step"]
 
 
+@pytest.mark.slow
 def test_a_second_sighup_changes_nothing(tmp_path):
     """Shell and kernel both send one."""
     process = Kdrun(["stage=student", *TINY, "epochs=90000", f"outputs={tmp_path}"], tmp_path)

@@ -494,6 +494,7 @@ def test_eight_processes_at_once_are_eight_runs(undisturbed, tmp_path):
         assert_same(run_dir, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_is_gone_is_interrupted(tmp_path):
     process = Kdrun([*STUDENT, f"outputs={tmp_path}", "epochs=500"], tmp_path)
     assert process.wait_until(lambda: found(tmp_path, "student/*/checkpoints/state-*"))

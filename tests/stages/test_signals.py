@@ -13,7 +13,9 @@ COMMAND = (
 )
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_run_between_steps_and_is_recorded(number, exit_code, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "kdrun", *COMMAND.split(), "outputs=out"],

@@ -4,5 +4,9 @@ ENTRIES = {  # name -> the module that registers it
     "convnet": ".convnet",
     "densenet": ".densenet",
     "mlp": ".mlp",
+    "mobilenet_v2": ".mobilenet_v2",
     "resnet": ".resnet",
+    "shufflenet_v2": ".shufflenet_v2",
+    "vgg": ".vgg",
+    "wide_resnet": ".wide_resnet",
 }

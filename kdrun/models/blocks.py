@@ -1,14 +1,22 @@
-"""What the convolutional nets of the CIFAR benchmark are built of. Imports tf_keras when it is used.
+"""What the convolutional nets of the CIFAR benchmark are built of. Imports tf_keras when it is used."""
 
-Layers are named after what they are in: `stage1_2_conv1` is the first convolution of the second block of stage 1.
-"""
+
+def stages(count: int) -> list[str]:
+    """The names of so many stages: the parts of a net whose maps are of one size."""
+    return [f"stage{number}" for number in range(1, count + 1)]
+
+
+def features(count: int) -> dict[str, str]:
+    """The features of a net of so many stages: each one's output, and the pooled embedding."""
+    return {name: name for name in (*stages(count), "embedding")}
 
 
 def convolution(x, filters: int, size: int, name: str, *, strides: int = 1, bias: bool = False):
-    """A convolution [batch, height, width, channels] -> [batch, height / strides, width / strides, filters], padded.
+    """A convolution of maps [batch, height, width, channels], padded: [batch, height / strides, width / strides,
+    filters], rounded up.
 
-    Its initial weights are He's for ReLU by what it gives (arXiv 1502.01852), as in the code of these nets: normal with
-    variance 2 / (size^2 filters). Without bias, where batch normalisation follows.
+    Its initial weights are He's for ReLU (arXiv 1502.01852), as in the code of these nets: normal, with variance
+    2 / (size^2 filters). Without bias, where batch normalisation follows.
     """
     from tf_keras import layers
 
@@ -17,7 +25,11 @@ def convolution(x, filters: int, size: int, name: str, *, strides: int = 1, bias
 
 
 def depthwise(x, size: int, name: str, *, strides: int = 1):
-    """A convolution of each channel by itself, without bias: [batch, height, width, channels], padded."""
+    """A convolution of each channel by itself, as `convolution`'s are; the variance is 2 / size^2.
+
+    That is of the one value that a channel's weights make, where the code of these nets divides by all channels, and
+    leaves it to batch normalisation to bring back values that have all but vanished.
+    """
     from tf_keras import layers
 
     he = _he_normal()
@@ -38,11 +50,6 @@ def classified(x, num_classes: int):
 
     x = layers.GlobalAveragePooling2D(name="embedding")(x)
     return layers.Dense(num_classes, name="classifier")(x)
-
-
-def stages(count: int) -> list[str]:
-    """The names of so many stages: the parts of a net whose maps are of one size."""
-    return [f"stage{number}" for number in range(1, count + 1)]
 
 
 def _he_normal():

@@ -4,13 +4,14 @@ from typing import Annotated
 
 from kdrun.config.rules import Counts, integer
 from kdrun.errors import InputError
+from kdrun.models.blocks import classified, convolution, features, normalised, stages
 from kdrun.registry import Keys, register
 
 
 def _blocks(keys: Keys) -> int:
     """How many blocks, of two convolutions each, a stage has. Raises InputError where depth and widths do not fit."""
     depth, widths = keys["depth"], keys["widths"]
-    each = 2 * (len(widths) - 1)
+    each = 2 * _stages(keys)
     if not each:
         raise InputError(f"widths={widths} must be the stem's and one for each stage. For example [16,16,32,64].")
     if (depth - 2) % each:
@@ -21,14 +22,8 @@ def _blocks(keys: Keys) -> int:
     return (depth - 2) // each
 
 
-def _features(keys: Keys) -> dict[str, str]:
-    """Each stage's output, and the pooled embedding."""
-    return {name: name for name in (*_maps(keys), "embedding")}
-
-
-def _maps(keys: Keys) -> list[str]:
-    """All features but the embedding."""
-    return [f"stage{number}" for number in range(1, len(keys["widths"]))]
+def _stages(keys: Keys) -> int:
+    return len(keys["widths"]) - 1
 
 
 def _smallest_image_size(keys: Keys) -> int:
@@ -38,7 +33,13 @@ def _smallest_image_size(keys: Keys) -> int:
     return 1
 
 
-@register("model", "resnet", features=_features, maps=_maps, smallest_image_size=_smallest_image_size)
+@register(
+    "model",
+    "resnet",
+    features=lambda keys: features(_stages(keys)),
+    maps=lambda keys: stages(_stages(keys)),
+    smallest_image_size=_smallest_image_size,
+)
 def resnet(inputs, num_classes: int, *, depth: Annotated[int, integer(4)], widths: Counts):
     """Logits [batch, num_classes] of images [batch, height, width, channels].
 
@@ -46,8 +47,6 @@ def resnet(inputs, num_classes: int, *, depth: Annotated[int, integer(4)], width
     changes their shape, a 1x1 convolution with batch normalisation is beside it, as in the code that the CIFAR
     benchmark of distillation is from (RepDistiller, arXiv 1910.10699).
     """
-    from kdrun.models.blocks import classified, convolution, normalised
-
     x = normalised(convolution(inputs, widths[0], 3, "stem"), "stem")
     blocks = _blocks({"depth": depth, "widths": widths})
     for stage, width in enumerate(widths[1:], start=1):
@@ -61,8 +60,6 @@ def resnet(inputs, num_classes: int, *, depth: Annotated[int, integer(4)], width
 def _block(x, width: int, strides: int, name: str, output: str):
     """x and two convolutions of it, added, and ReLU; `output` is the name of what comes out."""
     from tf_keras import layers
-
-    from kdrun.models.blocks import convolution, normalised
 
     new = normalised(convolution(x, width, 3, f"{name}_conv1", strides=strides), f"{name}_conv1")
     new = normalised(convolution(new, width, 3, f"{name}_conv2"), f"{name}_conv2", relu=False)

@@ -30,7 +30,8 @@ def multiply_adds(network) -> int:
     """Multiplications with an addition that convolutions and dense layers take for one image."""
     total = 0
     for layer in network.layers:
-        if hasattr(layer, "kernel"):
-            # a kernel's values are all used once for each place of the output
-            total += layer.kernel.shape.num_elements() * math.prod(layer.output.shape[1:-1])
+        for weight in layer.weights:
+            if "kernel" in weight.name:  # also depthwise_kernel
+                # a kernel's values are all used once for each place of the output
+                total += weight.shape.num_elements() * math.prod(layer.output.shape[1:-1])
     return total

@@ -205,6 +205,12 @@ def test_all_groups_go_together(check, data, optimizer, model):
     assert (checked["data"]["name"], checked["optimizer"]["name"]) == (data, optimizer)
 
 
+@pytest.mark.parametrize("model", ["mobilenet_v2", "resnet", "shufflenet_v2", "vgg", "wide_resnet"])
+def test_the_benchmarks_nets_have_keys_that_their_rules_allow(check, model):
+    found = check(f"model@student.model={model}", f"model@teacher.model={model}")
+    assert found["student"]["model"] == found["teacher"]["model"] and found["student"]["model"]["name"] == model
+
+
 def test_a_roles_optimizer_is_the_common_one_but_for_keys_of_its_own(check):
     followed = check("optimizer=adam", "optimizer.learning_rate=0.5")
     assert followed["teacher"]["optimizer"] == followed["student"]["optimizer"] == followed["optimizer"]

@@ -12,6 +12,7 @@ from kdrun.runtime import tensorflow as startup
 startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
+import tf_keras  # noqa: E402
 
 from kdrun import registry  # noqa: E402
 from kdrun.config import rules  # noqa: E402
@@ -114,16 +115,11 @@ def made(model):
 
 @each(*SMALL)
 def test_features_are_maps_or_vectors_as_they_are_said_to_be(model):
-    """In order of depth, the embedding last, which is what the classifier reads."""
     network, images = made(model)
-    logits, found = with_features(network, features(model))(images[:2])
+    _, found = with_features(network, features(model))(images[:2])
     assert [*found] == [*features(model)] and [*found][-1] == "embedding"
     assert {name for name, each in found.items() if each.shape.rank == 4} == maps(model)
     assert {name for name, each in found.items() if each.shape.rank == 2} == {"embedding"}
-    layers = [network.layers.index(network.get_layer(layer)) for layer in features(model).values()]
-    assert layers == sorted(layers)
-    kernel, bias = classifier(network).get_weights()
-    np.testing.assert_allclose(logits, found["embedding"] @ kernel + bias, atol=1e-5 * np.abs(logits).max())
 
 
 STAGES = {  # what size of images -> the maps' height in each stage
@@ -155,6 +151,7 @@ class Reference:
     """What a network's layers compute, in float64, by their names and weights alone; maps are [channels last]."""
 
     def __init__(self, network):
+        self.stages = []  # the maps that each ends with
         self.of = {layer.name: [w.astype(np.float64) for w in layer.get_weights()] for layer in network.layers}
 
     def __contains__(self, name):
@@ -190,6 +187,7 @@ def _resnet(of, x, depth, widths):
             new = of.norm(f"{name}_conv2", of.conv(f"{name}_conv2", new))
             shortcut = f"{name}_shortcut"
             x = np.maximum(new + (of.norm(shortcut, of.conv(shortcut, x, strides)) if shortcut in of else x), 0)
+        of.stages.append(x)
     return of.logits(x)
 
 
@@ -202,6 +200,7 @@ def _wide_resnet(of, x, depth, width):
             new = of.relu(f"{name}_conv2", of.conv(f"{name}_conv1", before, strides))
             shortcut = of.conv(f"{name}_shortcut", before, strides) if f"{name}_shortcut" in of else x
             x = of.conv(f"{name}_conv2", new) + shortcut
+        of.stages.append(x)
     return of.logits(of.relu("last", x))
 
 
@@ -209,6 +208,7 @@ def _vgg(of, x, depth):
     for stage, layers in enumerate({8: (1, 1, 1, 1, 1)}[depth], start=1):
         for number in range(1, layers + 1):
             x = of.relu(f"stage{stage}_{number}", of.conv(f"stage{stage}_{number}", x))
+        of.stages.append(x)
         if stage <= 3:
             rows, columns = (side // 2 * 2 for side in x.shape[1:3])
             corners = [x[:, a:rows:2, b:columns:2] for a in (0, 1) for b in (0, 1)]
@@ -226,6 +226,7 @@ def _mobilenet_v2(of, x, width, expansion, output_stride):
             each = of.each(f"{name}_depthwise", new, strides if block == 1 else 1)
             new = of.norm(f"{name}_project", of.conv(f"{name}_project", of.relu(f"{name}_depthwise", each)))
             x = x + new if new.shape == x.shape else new
+        of.stages += [x] if group in (2, 3, 5, 7) else []
     return of.logits(of.relu("last", of.conv("last", x)))
 
 
@@ -246,6 +247,7 @@ def _shufflenet_v2(of, x, width, output_stride):
             both = np.concatenate([kept, of.relu(f"{name}_conv2", of.conv(f"{name}_conv2", new))], axis=-1)
             # the channels in two rows, read column by column (section 3.1 of arXiv 1707.01083)
             x = both.reshape(*both.shape[:3], 2, -1).swapaxes(3, 4).reshape(both.shape)
+        of.stages.append(x)
     return of.logits(of.relu("last", of.conv("last", x)))
 
 
@@ -259,13 +261,15 @@ def test_a_network_is_the_papers_in_float64(model):
             weight.assign(0.5 + random.random(weight.shape))
         elif weight.shape.rank == 1:
             weight.assign(0.1 * random.normal(size=weight.shape))
-    reference = globals()[f"_{model['name']}"]
-    expected = reference(
-        Reference(network), images.astype(np.float64), **{k: v for k, v in model.items() if k != "name"}
-    )
-    logits = network(images, training=False).numpy()
+    of, keys = Reference(network), {key: value for key, value in model.items() if key != "name"}
+    expected = globals()[f"_{model['name']}"](of, images.astype(np.float64), **keys)
+    logits, found = with_features(network, features(model))(images, training=False)
     assert np.ptp(expected, axis=0).min() > 1e-3 * np.abs(expected).max()  # the images make a difference
-    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+    embedding = found.pop("embedding")
+    for one, another in zip([logits, *found.values()], [expected, *of.stages], strict=True):
+        np.testing.assert_allclose(one, another, atol=2e-5 * np.abs(another).max())
+    kernel, bias = classifier(network).get_weights()
+    np.testing.assert_allclose(embedding @ kernel + bias, expected, atol=2e-5 * np.abs(expected).max())
 
 
 @each(*SMALL)
@@ -341,6 +345,15 @@ def test_multiply_adds_are_those_of_every_convolution(model, size, expected):
     classes = 1000 if size == 224 else 10
     found = multiply_adds(build(model, (size, size, 3), classes, 0, "float32"))
     assert found == expected if isinstance(expected, int) else found == pytest.approx(expected, rel=0.01)
+
+
+def test_convolutions_of_single_channels_count():
+    layers = tf_keras.layers
+    network = tf_keras.Sequential([tf_keras.Input((8, 6, 3)), layers.DepthwiseConv2D(3, 2, "same", depth_multiplier=2)])
+    network.add(layers.Conv2D(4, 1, groups=2))
+    network.add(layers.SeparableConv2D(5, 3, padding="same"))
+    network.add(layers.BatchNormalization())
+    assert multiply_adds(network) == (9 * 6 + 3 * 4 + 9 * 4 + 4 * 5) * 4 * 3
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ class Model(Entry):
     them are maps (None: not said), the others being vectors; `smallest_image_size` is in pixels a side. Each is a value
     or a function of the net's keys. Up to `one_thread_up_to` pixels a side its operations are too small to be shared
     among threads (measured; see docs/performance.md).
+
+    `normalises`: it does itself what is to be done to images of values from 0 to 1. `check(keys)` raises InputError,
+    before anything is made, for keys that do not go together or name what is not there. `files` are those keys that
+    name files, of which a run's identity has the sha256. `initialise(network, keys)` gives a network that is to be
+    trained other weights than those that were drawn.
     """
 
     given = 2
@@ -75,6 +80,10 @@ class Model(Entry):
     maps: Any = None
     smallest_image_size: int | Callable[[Keys], int] = 1
     one_thread_up_to: int = 0
+    normalises: bool = False
+    check: Callable[[Keys], None] = lambda keys: None
+    files: tuple[str, ...] = ()
+    initialise: Callable[[Any, Keys], None] = lambda network, keys: None
 
 
 @dataclass(frozen=True)

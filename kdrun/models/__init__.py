@@ -1,6 +1,7 @@
 """Nets: a name and its keys become a network from images to logits. Importable without TensorFlow."""
 
 ENTRIES = {  # name -> the module that registers it
+    "application": ".application",
     "convnet": ".convnet",
     "densenet": ".densenet",
     "mlp": ".mlp",

@@ -22,6 +22,26 @@ def maps(model: Mapping) -> set[str] | None:
     return None if found is None else set(found)
 
 
+def normalises(model: Mapping) -> bool:
+    """Whether the configured model brings what is to be done to images."""
+    return registry.get("model", model["name"]).normalises
+
+
+def check(model: Mapping) -> None:
+    """Raises InputError where the configured model's keys do not go together, or name what is not there."""
+    entry = registry.get("model", model["name"])
+    with entry.explained():
+        entry.check(_own(model))
+
+
+def initialise(network, model: Mapping) -> None:
+    """Give a network that `build` has made, and that is to be trained, the weights that the model's keys say. Raises
+    InputError where they are not to be had."""
+    entry = registry.get("model", model["name"])
+    with entry.explained():
+        entry.initialise(network, _own(model))
+
+
 def _fact(model: Mapping, name: str) -> Any:
     """A fact of a model: a value, or a function of the model's keys."""
     entry = registry.get("model", model["name"])
@@ -48,6 +68,9 @@ def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, s
     tf_keras.utils.set_random_seed(seed)
     before = tf_keras.mixed_precision.global_policy()
     tf_keras.mixed_precision.set_global_policy(policy)
+    random = tf_keras.backend.experimental
+    was_enabled = random.is_tf_random_generator_enabled()
+    random.enable_tf_random_generator()  # dropout that somebody else's code makes then has a state that can be saved
     try:
         inputs = tf_keras.Input(image_shape, dtype="float32", name="image")
         x = registry.get("model", model["name"]).call(inputs, num_classes, **_own(model))
@@ -58,8 +81,10 @@ def build(model: Mapping, image_shape: tuple[int, int, int], num_classes: int, s
         outputs = tf_keras.layers.Activation("linear", dtype="float32", name="logits")(x)
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
+        if not was_enabled:
+            random.disable_tf_random_generator()
     network = tf_keras.Model(inputs, outputs, name=model["name"])
     # tf_keras leaves the generators of its dropout layers out of checkpoints; as an attribute they are in
-    random = [layer for layer in network.layers if hasattr(layer, "_random_generator")]
-    network.generators = [x._random_generator._generator for x in random]  # noqa: SLF001 - shown nowhere else
+    drawing = [layer for layer in network.layers if hasattr(layer, "_random_generator")]
+    network.generators = [x._random_generator._generator for x in drawing]  # noqa: SLF001 - shown nowhere else
     return network

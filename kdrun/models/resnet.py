@@ -26,11 +26,8 @@ def _stages(keys: Keys) -> int:
     return len(keys["widths"]) - 1
 
 
-def _smallest_image_size(keys: Keys) -> int:
-    """One pixel: strides round up. Here, since it is asked for before anything is made, depth and widths are held
-    against each other."""
+def _check(keys: Keys) -> None:
     _blocks(keys)
-    return 1
 
 
 @register(
@@ -38,7 +35,7 @@ def _smallest_image_size(keys: Keys) -> int:
     "resnet",
     features=lambda keys: features(_stages(keys)),
     maps=lambda keys: stages(_stages(keys)),
-    smallest_image_size=_smallest_image_size,
+    check=_check,
 )
 def resnet(inputs, num_classes: int, *, depth: Annotated[int, integer(4)], widths: Counts):
     """Logits [batch, num_classes] of images [batch, height, width, channels].

@@ -30,7 +30,7 @@ def save_weights(model, path: Path) -> None:
 def load_weights(model, path: Path) -> None:
     """Give a network the weights in a .weights.h5 file. Raises InputError where they are not of this network."""
     try:
-        _check(path)
+        check_numbers(path)
         model.load_weights(path)
     except Exception as error:  # whatever HDF5, h5py and tf_keras raise for what is not theirs
         said = " ".join(str(error).split()) or type(error).__name__
@@ -39,7 +39,7 @@ def load_weights(model, path: Path) -> None:
         ) from error
 
 
-def _check(path: Path) -> None:
+def check_numbers(path: Path) -> None:
     """Nothing but floats that are in the file itself, and not more than it can hold. Raises ValueError or OSError."""
     import h5py
 

@@ -95,7 +95,7 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
     return {
         "format": FORMAT,
         "stage": stage,
-        "model": model,
+        "model": _of_model(model),
         "seed": seed,
         "epochs": training["epochs"],
         "patience": training["patience"],
@@ -111,6 +111,12 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
 
 def _of_transfer(sha256: str | None) -> dict:
     return {"transfer_sha256": sha256} if sha256 else {}
+
+
+def _of_model(model: Mapping) -> dict:
+    """A model's keys, with the sums of the files that they name."""
+    named = registry.get("model", model["name"]).files if registry.has("model", model["name"]) else ()
+    return {key: files.sha256(Path(value)) if value and key in named else value for key, value in model.items()}
 
 
 def code_of(kind: str, name: str) -> str | None:

@@ -154,12 +154,25 @@ def _part(config: Mapping, part: str, role: str) -> None:
         )
     if optimizer.get("nesterov") and not optimizer["momentum"]:
         raise InputError(f"{whose}.nesterov=true needs momentum, got 0. Set {whose}.momentum=0.9 or the like.")
+    _model(config, role, data["normalise"])
     smallest = models.smallest_image_size(config[role]["model"])
     if (size := config[role]["image_size"]) < smallest:
         key = "data.image_size" if size == config["data"]["image_size"] else f"{role}.image_size"
         raise InputError(
             f"{key}={size} is too small for {role}.model={config[role]['model']['name']}: its last pooling would have "
             f"nothing to pool. Set {key}={smallest} or more."
+        )
+
+
+def _model(config: Mapping, role: str, normalise: str | list) -> None:
+    """What a role's net needs must be there, and its images must not be normalised twice."""
+    model = config[role]["model"]
+    models.check(model)
+    if models.normalises(model) and normalise != "none":
+        key = "data.normalise" if normalise == config["data"]["normalise"] else f"{role}.normalise"
+        raise InputError(
+            f"{key}={normalise}: {role}.model={model['name']} brings what is to be done to its images. Set "
+            f"{role}.normalise=none."
         )
 
 

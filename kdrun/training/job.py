@@ -146,6 +146,7 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
 def _build(job: TrainingJob) -> Program:
     def build(seed: int):
         model = models.build(job.model, job.image_shape, job.dataset.num_classes, seed, job.policy)
+        models.initialise(model, job.model)
         job.initial_weights.assign(model)
         return model
 

@@ -558,6 +558,35 @@ def test_run_whose_data_is_gone_is_not_evaluated(command, tmp_path, write_run):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            "student.model.architecture=ResNet51",
+            ["student.model.architecture must be one of ConvNeXtTiny,", "'ResNet51'"],
+        ),
+        ("student.model.weights=none.h5", ["model.weights=none.h5: there is no such file", ".weights.h5"]),
+        (
+            "student.model.weights=text.h5",
+            ["model.weights=text.h5:", "a .h5 or .weights.h5 file that Keras has written"],
+        ),
+        ("data.normalise=dataset", ["data.normalise=dataset", "student.model=application", "student.normalise=none"]),
+        ("student.normalise=dataset", ["student.normalise=dataset", "Set student.normalise=none"]),
+        ("student.image_size=31", ["student.image_size=31 is too small for student.model=application"]),
+    ],
+)
+def test_a_net_of_tf_keras_is_checked_before_anything_is_made(command, tmp_path, given, expected):
+    (tmp_path / "text.h5").write_text("weights")
+    ended = command("stage=student", "model@student.model=application", given)
+    assert_refused(ended, *expected)
+    assert os.listdir(tmp_path) == ["text.h5"]
+
+
+def test_a_nets_keys_must_go_together(command):
+    ended = command("stage=student", "model@student.model=resnet", "student.model.depth=10")
+    assert_refused(ended, "depth=10 must be 6 n + 2", "Give 8")
+
+
 def test_a_good_teacher_passes_the_checks(command, tmp_path, write_run, on_npz):
     """The control: without a fault in it, the hand-written record gets as far as loading TensorFlow."""
     ended = command(*on_npz[0], f"teacher.run={write_run()}")

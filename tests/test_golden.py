@@ -30,6 +30,8 @@ _AUGMENT = ("resized_crop", "colour", "cutout", "views", "seed")
 NEW: tuple[str, ...] = ("data.on_device", "data.split", "data.split_seed", "data.transfer", "data.transfer_store")
 NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("image_size", "normalise"))
 NEW += ("data.normalise",)
+_OPTIMIZER = ("decay", "coupled", "step_epochs", "step_factor")
+NEW += tuple(f"{role}optimizer.{key}" for role in ("", "teacher.", "student.") for key in _OPTIMIZER)
 NEW += tuple(f"{part}.augment.{key}" for part in ("data", "teacher", "student") for key in _AUGMENT)
 
 TINY = ["data.image_size=8", "data.train_size=96", "data.validation_size=64", "data.test_size=64", "batch_size=16"]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kdrun import plugins, registry
 from kdrun.config import rules
-from kdrun.config.schema import parameters
+from kdrun.config.schema import LATER_OF_OPTIMIZER, parameters
 from kdrun.errors import InputError
 
 # Hydra 1.3 warns where it is not said whose defaults are meant, and 1.4 where it is
@@ -25,7 +25,7 @@ _DEFAULTS = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else 
 CONFIG = "config"  # the name of the config that all begins with
 _stored: list[tuple[str, str]] = []  # the choices that are of the current command's plug-ins
 _BESIDE: dict[str, dict[str, Any]] = {  # what all of a kind have beside their own keys, as the shipped files have it
-    "optimizer": {"learning_rate": 1e-3, "schedule": "constant", "warmup_epochs": 0.0},
+    "optimizer": {"learning_rate": 1e-3, "schedule": "constant", "warmup_epochs": 0.0, **LATER_OF_OPTIMIZER},
     "objective": {"weight": 1.0, "weight_end": None, "warmup_epochs": 0.0},
 }
 

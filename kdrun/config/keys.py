@@ -109,7 +109,11 @@ class Schedule(TypedDict):
     """What all optimizers have in common."""
 
     learning_rate: Positive
-    schedule: Annotated[str, one_of("constant", "cosine")]
+    decay: Annotated[str, one_of("all", "weights")]
+    coupled: bool
+    schedule: Annotated[str, one_of("constant", "cosine", "step")]
+    step_epochs: Annotated[list[int] | None, rules.optional(rules.integers(1))]
+    step_factor: Annotated[float, rules.number(0, 1, low_included=False)]
     warmup_epochs: Amount
 
 

@@ -133,6 +133,7 @@ _LATER_OF_AUGMENT: dict[str, Any] = {
 }
 
 
+LATER_OF_OPTIMIZER: dict[str, Any] = {"decay": "all", "coupled": False, "step_epochs": None, "step_factor": 0.1}
 _LATER_OF_DATA: dict[str, Any] = {
     **{"split": "first", "split_seed": 0, "on_device": "auto"},
     **{"transfer": None, "transfer_store": "outputs/.cache/images"},
@@ -145,6 +146,11 @@ def depended_on(data: Mapping) -> dict:
     return _without(found, _LATER)
 
 
+def depended_on_optimizer(optimizer: Mapping) -> dict:
+    """What of a role's optimizer a result depends on, as identities have it."""
+    return _without(optimizer, LATER_OF_OPTIMIZER)
+
+
 def _without(given: Mapping, later: Mapping) -> dict:
     return {key: value for key, value in given.items() if key not in later or value != later[key]}
 
@@ -152,8 +158,9 @@ def _without(given: Mapping, later: Mapping) -> dict:
 def with_later_keys(config: Mapping) -> dict:
     """A recorded config, with the keys that it lacks because they came later."""
     leaves, later = dict(flatten(config)), {**_LATER, "augment": _LATER_OF_AUGMENT}
-    size = {"image_size": leaves["data.image_size"]}
-    missing = flatten({"data": {**later, **_LATER_OF_DATA}, "teacher": {**later, **size}, "student": {**later, **size}})
+    role = {**later, "image_size": leaves["data.image_size"], "optimizer": LATER_OF_OPTIMIZER}
+    of_data = {**later, **_LATER_OF_DATA}
+    missing = flatten({"data": of_data, "optimizer": LATER_OF_OPTIMIZER, "teacher": role, "student": role})
     return nested({**leaves, **{key: value for key, value in missing if key not in leaves}})
 
 
@@ -215,7 +222,8 @@ def with_optimizers(given: Mapping) -> dict:
 
 
 def with_defaults(given: Mapping) -> dict:
-    """The config with keys that a file of the user's own has defaults for, and nobody has given."""
+    """The config with keys that nobody has given: that a file of the user's own has defaults for, and those of
+    optimizers that came when there were files of users' own that choose one."""
     found: dict[str, Any] = dict(given)
     for kind in {"data", "optimizer"} & given.keys():
         found[kind] = _defaults(kind, given[kind])
@@ -235,7 +243,8 @@ def _defaults(kind: str, keys: Any, name: str | None = None) -> Any:
         return keys
     entry = registry.get(kind, name)
     own = {} if entry.is_shipped else parameters(entry)
-    defaults = {key: each.default for key, each in own.items() if each.default is not each.empty}
+    defaults = dict(LATER_OF_OPTIMIZER) if kind == "optimizer" else {}
+    defaults |= {key: each.default for key, each in own.items() if each.default is not each.empty}
     return {**{key: list(each) if isinstance(each, tuple) else each for key, each in defaults.items()}, **keys}
 
 

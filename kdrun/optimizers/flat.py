@@ -34,8 +34,12 @@ class FlatOptimizer(tf.Module):
         super().__init__()
         entry = get("optimizer", optimizer["name"])
         keys = own(optimizer, entry)
-        self.optimizer = entry.call(**keys)
         self.variables_ = list(variables)
+        self._coupled, self._decay = optimizer.get("coupled", False), None
+        if keys.get("weight_decay") and (self._coupled or optimizer.get("decay") == "weights"):
+            self._decay = keys["weight_decay"] * _decaying(self.variables_, optimizer.get("decay", "all"))
+            keys = {**keys, "weight_decay": 0.0}  # ours to do, then
+        self.optimizer = entry.call(**keys)
         self.flat = tf.Variable(_concatenate(self.variables_), name="weights")
         if isinstance(self.optimizer, tf_keras.optimizers.legacy.Optimizer):
             # now, since a loop inside a graph cannot
@@ -86,11 +90,25 @@ class FlatOptimizer(tf.Module):
             variable.assign(value)
 
     def _apply(self, gradient: tf.Tensor) -> None:
+        if self._decay is not None and self._coupled:
+            gradient += self._decay * self.flat
+        elif self._decay is not None:
+            share = self.learning_rate * self._decay
+            if self.scales_loss:  # a step that is left out leaves the weights alone
+                share *= tf.cast(tf.reduce_all(tf.math.is_finite(gradient)), share.dtype)
+            self.flat.assign_sub(share * self.flat)
         self.optimizer.apply_gradients([(gradient, self.flat)])
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
         """What to differentiate instead of `loss`; the same thing unless the loss is scaled."""
         return self.optimizer.get_scaled_loss(loss) if self.scales_loss else loss
+
+
+def _decaying(variables: Sequence, what: str) -> tf.Tensor:
+    """Which values of a flat vector decay, 1.0 or 0.0: all, or for `weights` those of matrices and kernels: biases,
+    scales and offsets are vectors."""
+    chosen = [tf.fill(v.shape, float(what == "all" or v.shape.rank > 1)) for v in variables]
+    return _concatenate(chosen)
 
 
 def _concatenate(tensors: Sequence) -> tf.Tensor:

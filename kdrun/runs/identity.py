@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdrun import registry
 from kdrun.config.keys import DATA
-from kdrun.config.schema import depended_on, for_role
+from kdrun.config.schema import depended_on, depended_on_optimizer, for_role
 from kdrun.runs import code
 from kdrun.storage import files, manifest
 
@@ -102,7 +102,7 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
         "batch_size": training["batch_size"],
         "evaluation_batch_size": config["evaluation_batch_size"],
         "precision": config["precision"],
-        "optimizer": optimizer,
+        "optimizer": depended_on_optimizer(optimizer),
         "data": of_data(for_role(config, role)["data"]),
         "dataset_sha256": dataset_sha256,
         "code": {**_code(used), "data": code.of_module(_DATA / "datasets.py")},

@@ -153,9 +153,10 @@ def _grown(began: Mapping, identity: Mapping) -> Mapping:
     before, now, schedule = began["epochs"], identity["epochs"], identity["optimizer"]["schedule"]
     annealed = [key for key, value in flatten(identity) if key.endswith("_end") and value is not None]
     grown = began.get("grown_from", [])
-    if before != now and schedule == "constant" and not annealed:
-        log.info("%d epochs instead of %d: at a constant learning rate all is as if begun with %d", now, before, now)
-    elif before != now and schedule == "constant":
+    if before != now and schedule != "cosine" and not annealed:
+        rate = "a constant learning rate" if schedule == "constant" else "learning rates that do not depend on it"
+        log.info("%d epochs instead of %d: at %s all is as if begun with %d", now, before, rate, now)
+    elif before != now and schedule != "cosine":
         grown = [*grown, before]
         log.warning(
             "%d epochs instead of %d: what ends at %s is stretched over all %d from here on, and the result is not "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from kdrun import registry
 from kdrun.config.schema import for_role
 from kdrun.data import augmentation, datasets, preparation, report, transfer
 from kdrun.errors import InputError
@@ -128,7 +129,7 @@ def kept_views(config: Mapping) -> None:
 
 def _part(config: Mapping, part: str, role: str) -> None:
     """What a stage's part trains must fit the data: `part` of the config has its epochs, `role` is whose net it is."""
-    epochs, batch_size = config[part]["epochs"], config[part]["batch_size"]
+    batch_size = config[part]["batch_size"]
     data = for_role(config, role)["data"]
     augmented(data)
     if config[part]["patience"] and data["train_on_validation"]:
@@ -145,15 +146,7 @@ def _part(config: Mapping, part: str, role: str) -> None:
             f"{part}.batch_size={batch_size} is larger than the training split of {training_size} images. "
             f"Give at most {training_size}."
         )
-    optimizer = config[role]["optimizer"]
-    whose = "optimizer" if optimizer == config["optimizer"] else f"{role}.optimizer"
-    if optimizer["warmup_epochs"] > epochs:
-        raise InputError(
-            f"{whose}.warmup_epochs={optimizer['warmup_epochs']:g} is more than {part}.epochs={epochs}. "
-            "Give at most that."
-        )
-    if optimizer.get("nesterov") and not optimizer["momentum"]:
-        raise InputError(f"{whose}.nesterov=true needs momentum, got 0. Set {whose}.momentum=0.9 or the like.")
+    _optimizer(config, part, role)
     _model(config, role, data["normalise"])
     smallest = models.smallest_image_size(config[role]["model"])
     if (size := config[role]["image_size"]) < smallest:
@@ -173,6 +166,35 @@ def _model(config: Mapping, role: str, normalise: str | list) -> None:
         raise InputError(
             f"{key}={normalise}: {role}.model={model['name']} brings what is to be done to its images. Set "
             f"{role}.normalise=none."
+        )
+
+
+def _optimizer(config: Mapping, part: str, role: str) -> None:
+    """Raises InputError for keys of a role's optimizer that do not fit together, or not the epochs of `part`."""
+    epochs, optimizer = config[part]["epochs"], config[role]["optimizer"]
+    whose = "optimizer" if optimizer == config["optimizer"] else f"{role}.optimizer"
+    if optimizer["warmup_epochs"] > epochs:
+        raise InputError(
+            f"{whose}.warmup_epochs={optimizer['warmup_epochs']:g} is more than {part}.epochs={epochs}. "
+            "Give at most that."
+        )
+    if (optimizer["schedule"] == "step") != (optimizer["step_epochs"] is not None):
+        raise InputError(
+            f"{whose}.schedule={optimizer['schedule']} and {whose}.step_epochs={optimizer['step_epochs'] or 'null'} do "
+            f"not go together. Set {whose}.schedule=step and {whose}.step_epochs=[150,180,210] or the like, or neither."
+        )
+    if optimizer["step_epochs"] and (last := max(optimizer["step_epochs"])) >= epochs:
+        raise InputError(
+            f"{whose}.step_epochs={optimizer['step_epochs']}: {part}.epochs={epochs}, so none comes after {last}. Give "
+            f"epochs below {epochs}."
+        )
+    if optimizer.get("nesterov") and not optimizer["momentum"]:
+        raise InputError(f"{whose}.nesterov=true needs momentum, got 0. Set {whose}.momentum=0.9 or the like.")
+    its_own = not registry.get("optimizer", optimizer["name"]).is_shipped
+    if its_own and (optimizer["decay"] == "weights" or optimizer["coupled"]):
+        raise InputError(
+            f"{whose}.decay={optimizer['decay']}, {whose}.coupled={str(optimizer['coupled']).lower()}: "
+            f"{optimizer['name']} is your own, and how it decays is its own to say. Leave both out."
         )
 
 

@@ -109,5 +109,5 @@ _INPUTS: tuple[str, ...] = (
     "seeds",
 )
 _INPUTS += tuple(
-    f"{group}.{key}" for group in ("optimizer", "student.optimizer") for key in ("learning_rate", "schedule")
+    f"{group}.{key}" for group in ("optimizer", "student.optimizer") for key in ("learning_rate", "schedule", "step_")
 )

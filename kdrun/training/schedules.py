@@ -5,14 +5,15 @@ They are inputs of the compiled step, so a schedule costs no tracing.
 
 import numpy as np
 
-KEYS = ("learning_rate", "schedule", "warmup_epochs")  # of an optimizer's keys, those that are values here
+# of an optimizer's keys, those that are values here
+KEYS = ("learning_rate", "schedule", "step_epochs", "step_factor", "warmup_epochs")
 
 
 def learning_rates(optimizer, first_step: int, count: int, steps_per_epoch: int, total_steps: int) -> np.ndarray:
     """The learning rate of `count` steps from `first_step` (0-based) on; float32 [count].
 
-    Linear from zero over `warmup_epochs`, then constant, or a half cosine down to zero at `total_steps` (arXiv
-    1608.03983, without restarts).
+    Linear from zero over `warmup_epochs`, then constant, a half cosine down to zero at `total_steps` (arXiv 1608.03983,
+    without restarts), or in steps: times `step_factor` for each of `step_epochs` that are done.
     """
     steps = np.arange(first_step, first_step + count, dtype=np.float64)
     warmup = optimizer["warmup_epochs"] * steps_per_epoch
@@ -20,6 +21,9 @@ def learning_rates(optimizer, first_step: int, count: int, steps_per_epoch: int,
     if optimizer["schedule"] == "cosine":
         progress = np.clip((steps - warmup) / max(total_steps - warmup, 1.0), 0.0, 1.0)
         factor = factor * 0.5 * (1.0 + np.cos(np.pi * progress))
+    if optimizer["schedule"] == "step":
+        ends = np.array(optimizer["step_epochs"]) * steps_per_epoch
+        factor = factor * optimizer["step_factor"] ** np.count_nonzero(steps[:, np.newaxis] >= ends, axis=1)
     return (optimizer["learning_rate"] * factor).astype(np.float32)
 
 

@@ -116,12 +116,17 @@ BAD_VALUES = {
     # names
     "data=nope": ["data=nope", "fashion_mnist, folder, mnist, npz"],
     "model@student.model=nope": ["model=nope", "convnet, densenet, densenet_12, mlp"],
-    "optimizer=nope": ["optimizer=nope", "adabelief, adam, sgd"],
+    "optimizer=nope": ["optimizer=nope", "adabelief, adam, adamw, sgd"],
     "objective=nope": ["objective=nope", "Allowed: attention, contrastive", " kd, "],
     "stage=nope": ["stage=nope", "distill, evaluate, generations, mutual, pipeline, specialists, student, teacher"],
     "experiment=nope": ["experiment=nope", "keras_example, notebook, notebook_32, paper/distilled", "quick, tuned_32"],
     "precision=nope": ["precision must be one of auto, float32, mixed_bfloat16, mixed_float16", "'nope'"],
-    "optimizer.schedule=nope": ["optimizer.schedule must be one of constant, cosine", "'nope'"],
+    "optimizer.schedule=step": ["optimizer.schedule=step", "optimizer.step_epochs=null", "step_epochs=[150,180,210]"],
+    "optimizer.step_epochs=[3]": ["optimizer.schedule=constant", "do not go together"],
+    "optimizer.step_epochs=[0]": ["optimizer.step_epochs must be a list of whole numbers of at least 1", "[0]"],
+    "optimizer.step_factor=0": ["optimizer.step_factor must be a number from 0 to 1", "got 0"],
+    "optimizer.decay=nope": ["optimizer.decay must be one of all, weights", "'nope'"],
+    "optimizer.schedule=nope": ["optimizer.schedule must be one of constant, cosine, step", "'nope'"],
     "student.model.name=mlp": ["student.model.name cannot be set by hand", "model@student.model=mlp"],
     "++data.name=npz": ["data.name cannot be set by hand", "data=npz"],
     "model=mlp": ["model", "model@student.model"],
@@ -142,6 +147,10 @@ BAD_VALUES = {
 }
 BAD_LINES = [
     (["optimizer=sgd", "optimizer.momentum=1"], ["optimizer.momentum must be", "below 1", "got 1"]),
+    (
+        ["optimizer.schedule=step", "optimizer.step_epochs=[3,5]", "epochs=5"],
+        ["optimizer.step_epochs=[3, 5]", "epochs=5", "below 5"],
+    ),
     (["optimizer=sgd", "optimizer.nesterov=true", "optimizer.momentum=0"], ["optimizer.nesterov=true", "momentum"]),
     (["model@student.model=mlp", "student.model.input_dropout=1.0"], ["student.model.input_dropout", "below 1"]),
     (["model@student.model=mlp", "student.model.hidden_dropout=-0.5"], ["student.model.hidden_dropout", "-0.5"]),
@@ -769,7 +778,7 @@ def test_completion_is_installed_for(command, tmp_path, monkeypatch, shell, want
     ("line", "wanted"),
     [
         ("kdrun stage=", {f"stage={name}" for name in STAGES}),
-        ("kdrun stage=teacher optimizer=ada", {"optimizer=adabelief", "optimizer=adam"}),
+        ("kdrun stage=teacher optimizer=ada", {"optimizer=adabelief", "optimizer=adam", "optimizer=adamw"}),
         ("kdrun teacher.r", {"teacher.run="}),
         ("kdrun temp", {"temperature=", "temperature_end="}),
     ],

@@ -1,5 +1,7 @@
 """The config: its keys, its presets, and what checking makes of values. No TensorFlow in here."""
 
+import json
+
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -67,11 +69,15 @@ KEYS = [
     "objective.kd.weight_end",
     "optimizer.beta_1",
     "optimizer.beta_2",
+    "optimizer.coupled",
+    "optimizer.decay",
     "optimizer.epsilon",
     "optimizer.learning_rate",
     "optimizer.name",
     "optimizer.rectify",
     "optimizer.schedule",
+    "optimizer.step_epochs",
+    "optimizer.step_factor",
     "optimizer.warmup_epochs",
     "optimizer.weight_decay",
     "outputs",
@@ -197,12 +203,13 @@ def test_every_preset_fits_its_data_and_models(check, preset, tmp_path):
 
 
 @pytest.mark.parametrize("data", ["mnist", "fashion_mnist", "npz"])
-@pytest.mark.parametrize("optimizer", ["adabelief", "adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adabelief", "adam", "adamw", "sgd"])
 @pytest.mark.parametrize("model", ["convnet", "densenet", "densenet_12", "mlp"])
 def test_all_groups_go_together(check, data, optimizer, model):
     path = ["data.path=x"] * (data == "npz")
     checked = check(f"data={data}", f"optimizer={optimizer}", f"model@student.model={model}", *path)
-    assert (checked["data"]["name"], checked["optimizer"]["name"]) == (data, optimizer)
+    name = "adam" if optimizer == "adamw" else optimizer
+    assert (checked["data"]["name"], checked["optimizer"]["name"]) == (data, name)
 
 
 @pytest.mark.parametrize("model", ["mobilenet_v2", "resnet", "shufflenet_v2", "vgg", "wide_resnet"])
@@ -221,6 +228,17 @@ def test_a_roles_optimizer_is_the_common_one_but_for_keys_of_its_own(check):
     assert (other["teacher"]["optimizer"]["name"], other["teacher"]["optimizer"]["momentum"]) == ("sgd", 0.5)
     assert other["teacher"]["optimizer"]["learning_rate"] == 0.05  # its own file's
     assert other["student"]["optimizer"] == other["optimizer"]
+
+
+def test_optimizers_of_before_lack_keys_and_go_on(check):
+    """Those of a run that is recorded, and of a file of the user's own that names every key that there was."""
+    now = check("optimizer@teacher.optimizer=sgd")
+    before = json.loads(json.dumps(now))
+    for optimizer in (before["optimizer"], before["teacher"]["optimizer"], before["student"]["optimizer"]):
+        for key in config.LATER_OF_OPTIMIZER:
+            del optimizer[key]
+    assert config.with_later_keys(before) == now
+    assert config.load(before) == now
 
 
 @pytest.mark.parametrize(
@@ -332,7 +350,7 @@ def test_a_preset_of_the_users_own_works(command, own_preset):
         ("extra:\n  alpha: 0.3\n", ["extra.alpha: there is no such key"]),
         ("alpha: 2\n", ["alpha must be a number from 0 to 1", "got 2"]),
         ("data:\n  name: npz\n", ["data.path is missing", "data.name cannot be set by hand", "data=npz"]),
-        ("defaults:\n  - override /optimizer: adm\n", ["adm", "adabelief, adam, sgd"]),
+        ("defaults:\n  - override /optimizer: adm\n", ["adm", "adabelief, adam, adamw, sgd"]),
         ("defaults:\n  - override /optimiser: adam\n", ["optimiser"]),
         ("alpha: [\n", ["my.yaml"]),
     ],

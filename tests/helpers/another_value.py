@@ -24,11 +24,13 @@ _VALUES = {
     "teachers": 3,
     "views": 4,
     "transfer": "more.npz",
+    "step_epochs": [2],
 }
 # two words, of which one is another
 _WORDS = {
     "annealing": ("linear", "cosine"),
     "schedule": ("constant", "cosine"),
+    "decay": ("all", "weights"),
     "precision": ("mixed_bfloat16", "float32"),
     "combine": ("probabilities", "logits"),
     "shuffle": ("none", "all"),

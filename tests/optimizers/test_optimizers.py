@@ -269,6 +269,37 @@ def test_against_the_formula_in_float64(keys):
         np.testing.assert_allclose(variable.numpy(), w, rtol=1e-5, atol=2e-3 * moved)
 
 
+DECAYS = [{"decay": "weights"}, {"coupled": True}, {"decay": "weights", "coupled": True}]
+
+
+@pytest.mark.parametrize("compile_from", [0, 2**20])
+@pytest.mark.parametrize("how", DECAYS, ids=str)
+@pytest.mark.parametrize("name", ["adabelief-decay", "adam-decay", "sgd-nesterov-decay"])
+def test_decay_of_weights_alone_and_in_the_gradient_against_the_formula(name, how, compile_from):
+    """Decoupled (arXiv 1711.05101) or the gradient of half its square; vectors and scalars: none with decay=weights."""
+    keys, shapes = EVERY[name] | how, [(4, 3), (5,), (), (2, 1, 3, 2)]
+    values, gradients = _initial(shapes), _gradients(30, shapes)
+    gradients = [np.sign(g) * (0.1 + np.abs(g)) for g in gradients]
+    _, flat = _train_flat(keys, values, gradients, RATES[:30], compile_from=compile_from)
+    formula = {"adabelief": _adabelief, "adam": _adam, "sgd": _sgd}[keys["name"]]
+    for variable, value, gradient in zip(flat, values, gradients, strict=True):
+        decay = 0.0 if "decay" in how and value.ndim < 2 else keys["weight_decay"]
+        beside, inside = (0.0, decay) if "coupled" in how else (decay, 0.0)
+        w, state = value.astype(np.float64), {"m": 0.0, "s": 0.0}
+        for t, (g, rate) in enumerate(zip(gradient.astype(float), RATES[:30].astype(float), strict=True), start=1):
+            w = formula(w, g + inside * w, t, state, rate, keys | {"weight_decay": beside})
+        moved = np.abs(w - value).max()
+        np.testing.assert_allclose(variable.numpy(), w, rtol=1e-5, atol=2e-3 * moved)
+
+
+def test_decay_that_is_nothing_or_of_all_is_the_optimizers_own():
+    values, gradients = _initial(), _gradients(5)
+    for keys in (EVERY["sgd-nesterov-decay"] | {"decay": "all", "coupled": False}, SGD | {"decay": "weights"}):
+        plain = {key: value for key, value in keys.items() if key not in ("decay", "coupled")}
+        one, other = (_train_flat(each, values, gradients, RATES[:5])[1] for each in (keys, plain))
+        assert _bytes(one) == _bytes(other)
+
+
 @pytest.mark.parametrize("keys", [ADABELIEF, ADAM, SGD], ids=lambda k: k["name"])
 def test_the_learning_rate_of_each_step_is_used(keys):
     values, gradients = _initial([(2, 3)]), _gradients(4, [(2, 3)])
@@ -328,10 +359,14 @@ def test_scaling_saves_gradients_that_float16_cannot_hold():
 
 
 @pytest.mark.parametrize("compile_from", [0, 2**20])
-@pytest.mark.parametrize("keys", [ADABELIEF, ADAM, SGD | {"momentum": 0.9}], ids=lambda k: k["name"])
+@pytest.mark.parametrize(
+    "keys",
+    [ADABELIEF, ADAM, SGD | {"momentum": 0.9}, SGD | {"momentum": 0.9, "weight_decay": 0.1, "decay": "weights"}],
+    ids=lambda k: k["name"],
+)
 def test_a_step_whose_scaled_gradient_overflows_is_left_out(keys, compile_from):
     scaled = {"scale_loss": True, "compile_from": compile_from}
-    values, gradients = _initial([(3,), (2,)]), _gradients(3, [(3,), (2,)])
+    values, gradients = _initial([(3,), (2, 1)]), _gradients(3, [(3,), (2, 1)])
     gradients[1][1, 0] = np.inf
     _, first = _train_flat(keys, values, gradients, RATES[:1], **scaled)
     optimizer, both = _train_flat(keys, values, gradients, RATES[:2], **scaled)

@@ -79,3 +79,16 @@ def test_chunks_equal_the_whole(schedule, warmup_epochs):
 def test_a_warm_up_as_long_as_the_training_is_finite():
     rates = learning_rates(_optimizer("cosine", 4.0), 0, 40, 10, 40)
     np.testing.assert_allclose(rates, 0.01 * np.arange(1, 41) / 40, rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.0, 2.0])
+def test_in_steps_the_rate_is_multiplied_after_each_of_the_epochs(warmup_epochs):
+    optimizer = _optimizer("step", warmup_epochs, 0.05) | {"step_epochs": [3, 5, 6], "step_factor": 0.1}
+    per_epoch, total = 7, 8 * 7
+    rates = learning_rates(optimizer, 0, total, per_epoch, total)
+    expected = 0.05 * 0.1 ** np.repeat([0, 0, 0, 1, 1, 2, 3, 3], per_epoch)
+    if warmup_epochs:
+        expected[:14] *= np.arange(1, 15) / 14
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    parts = [learning_rates(optimizer, step, 4, per_epoch, total) for step in range(0, total, 4)]
+    assert b"".join(part.tobytes() for part in parts) == rates.tobytes()

@@ -30,7 +30,7 @@ _AUGMENT = ("resized_crop", "colour", "cutout", "views", "seed")
 NEW: tuple[str, ...] = ("data.on_device", "data.split", "data.split_seed", "data.transfer", "data.transfer_store")
 NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("image_size", "normalise"))
 NEW += ("data.normalise",)
-_OPTIMIZER = ("decay", "coupled", "step_epochs", "step_factor")
+_OPTIMIZER = ("decay", "coupled", "clip_norm", "ema", "step_epochs", "step_factor")
 NEW += tuple(f"{role}optimizer.{key}" for role in ("", "teacher.", "student.") for key in _OPTIMIZER)
 NEW += tuple(f"{part}.augment.{key}" for part in ("data", "teacher", "student") for key in _AUGMENT)
 

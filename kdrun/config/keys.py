@@ -111,6 +111,8 @@ class Schedule(TypedDict):
     learning_rate: Positive
     decay: Annotated[str, one_of("all", "weights")]
     coupled: bool
+    clip_norm: Annotated[float | None, rules.optional(rules.number(0, low_included=False))]
+    ema: Annotated[float | None, rules.optional(rules.number(0, 1, low_included=False, high_included=False))]
     schedule: Annotated[str, one_of("constant", "cosine", "step")]
     step_epochs: Annotated[list[int] | None, rules.optional(rules.integers(1))]
     step_factor: Annotated[float, rules.number(0, 1, low_included=False)]

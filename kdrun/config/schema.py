@@ -133,7 +133,8 @@ _LATER_OF_AUGMENT: dict[str, Any] = {
 }
 
 
-LATER_OF_OPTIMIZER: dict[str, Any] = {"decay": "all", "coupled": False, "step_epochs": None, "step_factor": 0.1}
+LATER_OF_OPTIMIZER: dict[str, Any] = {"decay": "all", "coupled": False, "clip_norm": None, "ema": None}
+LATER_OF_OPTIMIZER |= {"step_epochs": None, "step_factor": 0.1}
 _LATER_OF_DATA: dict[str, Any] = {
     **{"split": "first", "split_seed": 0, "on_device": "auto"},
     **{"transfer": None, "transfer_store": "outputs/.cache/images"},

@@ -35,6 +35,7 @@ class FlatOptimizer(tf.Module):
         entry = get("optimizer", optimizer["name"])
         keys = own(optimizer, entry)
         self.variables_ = list(variables)
+        self._clip_norm = optimizer.get("clip_norm")
         self._coupled, self._decay = optimizer.get("coupled", False), None
         if keys.get("weight_decay") and (self._coupled or optimizer.get("decay") == "weights"):
             self._decay = keys["weight_decay"] * _decaying(self.variables_, optimizer.get("decay", "all"))
@@ -76,7 +77,8 @@ class FlatOptimizer(tf.Module):
         if self.scales_loss:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
         self.learning_rate.assign(learning_rate)
-        self._update(_concatenate(gradients))
+        gradient = _concatenate(gradients)
+        self._update(gradient if self._clip_norm is None else clipped(gradient, self._clip_norm))
         sizes = [v.shape.num_elements() for v in self.variables_]
         parts = zip(self.variables_, tf.split(self.flat, sizes), strict=True)
         values = [tf.reshape(part, variable.shape) for variable, part in parts]
@@ -102,6 +104,11 @@ class FlatOptimizer(tf.Module):
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
         """What to differentiate instead of `loss`; the same thing unless the loss is scaled."""
         return self.optimizer.get_scaled_loss(loss) if self.scales_loss else loss
+
+
+def clipped(gradient: tf.Tensor, longest: float) -> tf.Tensor:
+    """A gradient, float32 [n], made `longest` long where it is longer (arXiv 1211.5063, algorithm 1)."""
+    return gradient * (longest / tf.maximum(tf.norm(gradient), longest))
 
 
 def _decaying(variables: Sequence, what: str) -> tf.Tensor:

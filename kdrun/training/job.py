@@ -139,7 +139,8 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
             program.latency.update(latency(program.network.model, job.dataset.test.images, settings.preparation))
         results["latency"] = program.latency
     if program.network.peers:
-        results["peers"] = _peers(job, program.network, run_dir)
+        with program.network.averaged():
+            results["peers"] = _peers(job, program.network, run_dir)
     return results
 
 

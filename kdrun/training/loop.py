@@ -109,18 +109,19 @@ def train(
                     log.info("saved a training state at step %d", progress.step)
                     trackers.pause_ended()
             measured = {name: value / per_epoch for name, value in zip(names, progress.sums, strict=True)}
-            validation = _validate(program, dataset, progress.step, epoch, weights["best"])
-            save_weights(network.model, weights["last"])
-            last: dict[str, Any] = {"epoch": epoch, **validation}
-            progress.last = last
-            best = progress.best
-            if best is None or validation["cross_entropy"] < best["cross_entropy"] or not settings.held_out:
-                progress.best = best = last
-                best_weights = network.weights()
-                files.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
-            progress.epochs, progress.sums = epoch, [0.0] * len(names)
-            values = _last_values(settings, tuple(objectives), progress.step, per_epoch)
-            trackers.epoch(epoch, {**measured, **values}, validation, best["epoch"], network.model)
+            with network.averaged():
+                validation = _validate(program, dataset, progress.step, epoch, weights["best"])
+                save_weights(network.model, weights["last"])
+                last: dict[str, Any] = {"epoch": epoch, **validation}
+                progress.last = last
+                best = progress.best
+                if best is None or validation["cross_entropy"] < best["cross_entropy"] or not settings.held_out:
+                    progress.best = best = last
+                    best_weights = network.weights()
+                    files.write_with(weights["best"], partial(shutil.copyfile, weights["last"]))
+                progress.epochs, progress.sums = epoch, [0.0] * len(names)
+                values = _last_values(settings, tuple(objectives), progress.step, per_epoch)
+                trackers.epoch(epoch, {**measured, **values}, validation, best["epoch"], network.model)
             save()
     except Stopped:
         save()
@@ -128,12 +129,10 @@ def train(
     assert progress.best is not None  # an epoch at least is done
     assert progress.last is not None
     same = progress.best["epoch"] == progress.last["epoch"]
-    return {
-        "steps": progress.step,
-        **trackers.speed(),
-        "validation": {"best": progress.best, "last": progress.last},
-        "test": _test(program, None if same else best_weights, dataset, run_dir),
-    }
+    validated = {"best": progress.best, "last": progress.last}
+    results = {"steps": progress.step, **trackers.speed(), "validation": validated}
+    with network.averaged():
+        return {**results, "test": _test(program, None if same else best_weights, dataset, run_dir)}
 
 
 def _validate(program: Program, dataset: Dataset, step: int, epoch: int, best: Path) -> dict[str, float]:
@@ -176,7 +175,8 @@ def _restored(
             files.write_with(weights["best"], partial(shutil.copyfile, found.best))
         state.read(found, network)
         if progress.epochs and progress.step == progress.epochs * per_epoch:
-            save_weights(network.model, weights["last"])
+            with network.averaged():
+                save_weights(network.model, weights["last"])
         log.info("going on after step %d, with %d epochs done", progress.step, progress.epochs)
     return progress, best_weights
 

@@ -7,7 +7,8 @@ that one network serves them all, and each starts from exactly what a process of
 
 import gc
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from kdrun.data.batches import relative_seed
 from kdrun.objectives.learned import Learned
+from kdrun.optimizers.average import Average
 from kdrun.optimizers.flat import FlatOptimizer
 from kdrun.training.supervision import LABELS_ALONE, Supervision, call_on_zeros
 
@@ -47,17 +49,20 @@ class Network:
         trained = [v for model in (self.model, *self.peers) for v in model.trainable_variables]
         trained += self.learned.trainable_variables
         self.optimizer = FlatOptimizer(optimizer, trained, scale_loss)
+        # batch norm's moving statistics, too: those of now are not those of averaged weights
+        of_models = [v for model in (self.model, *self.peers) for v in model.variables]
+        self.average = Average(of_models, optimizer["ema"]) if optimizer.get("ema") else None
         self._initial = {
             relative_seed(seed, number): _values(_state(each)) for number, each in enumerate((self.model, *self.peers))
         }
-        self._fresh_optimizer = _values(self.optimizer.state)
+        self._fresh = _values(self._remembered)
 
     def reset(self, seed: int) -> None:
         """Weights, random generators and optimizer as they are before the first step of a run with this seed."""
         for number, model in enumerate((self.model, *self.peers)):
             _assign(_state(model), self._initial_values(relative_seed(seed, number)))
         _assign(self.learned.variables, self.learned.initial(seed))
-        _assign(self.optimizer.state, self._fresh_optimizer)
+        _assign(self._remembered, self._fresh)
         self.optimizer.reload()
 
     def _initial_values(self, seed: int) -> list[np.ndarray]:
@@ -71,7 +76,26 @@ class Network:
     def state(self) -> list[tf.Variable]:
         """All variables that the next step depends on: weights, random generators, what the optimizer remembers."""
         of_peers = [variable for peer in self.peers for variable in _state(peer)]
-        return [*_state(self.model), *of_peers, *self.learned.variables, *self.optimizer.state]
+        return [*_state(self.model), *of_peers, *self.learned.variables, *self._remembered]
+
+    @property
+    def _remembered(self) -> list[tf.Variable]:
+        """What is remembered of steps, beside what they have made of weights."""
+        return [*self.optimizer.state, *(self.average.state if self.average else ())]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While inside, the models' weights are their averages, where an average is kept of them."""
+        if self.average is None:
+            yield
+            return
+        variables = [v for model in (self.model, *self.peers) for v in model.variables]
+        trained = _values(variables)
+        self.average.assign()
+        try:
+            yield
+        finally:
+            _assign(variables, trained)
 
     def weights(self) -> list[np.ndarray]:
         """A copy of the model's weights."""

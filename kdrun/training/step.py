@@ -88,6 +88,8 @@ def training_step(
             parts.append(losses(objectives, known._replace(logits=each), teacher, alpha, weights, counts))
         scaled_loss = network.optimizer.scaled(tf.add_n([loss for loss, *_ in parts]))
     network.optimizer.minimize(tape, scaled_loss, learning_rate)
+    if network.average:
+        network.average.update()
     correct = tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
     loss, label_loss, *terms = parts[0]  # what is shown is the student's
     accuracy = tf.reduce_mean(correct if counts is None else counts * correct)

@@ -125,6 +125,8 @@ BAD_VALUES = {
     "optimizer.step_epochs=[3]": ["optimizer.schedule=constant", "do not go together"],
     "optimizer.step_epochs=[0]": ["optimizer.step_epochs must be a list of whole numbers of at least 1", "[0]"],
     "optimizer.step_factor=0": ["optimizer.step_factor must be a number from 0 to 1", "got 0"],
+    "optimizer.clip_norm=0": ["optimizer.clip_norm must be a number above 0", "got 0"],
+    "optimizer.ema=1": ["optimizer.ema must be a number from 0 to below 1", "got 1"],
     "optimizer.decay=nope": ["optimizer.decay must be one of all, weights", "'nope'"],
     "optimizer.schedule=nope": ["optimizer.schedule must be one of constant, cosine, step", "'nope'"],
     "student.model.name=mlp": ["student.model.name cannot be set by hand", "model@student.model=mlp"],

@@ -25,6 +25,8 @@ _VALUES = {
     "views": 4,
     "transfer": "more.npz",
     "step_epochs": [2],
+    "clip_norm": 1.0,
+    "ema": 0.9,
 }
 # two words, of which one is another
 _WORDS = {

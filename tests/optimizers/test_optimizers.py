@@ -12,6 +12,7 @@ import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 
 from kdrun.optimizers import elementwise as optimizers  # noqa: E402
+from kdrun.optimizers.average import Average  # noqa: E402
 from kdrun.optimizers.flat import FlatOptimizer  # noqa: E402
 
 ADABELIEF = {
@@ -298,6 +299,48 @@ def test_decay_that_is_nothing_or_of_all_is_the_optimizers_own():
         plain = {key: value for key, value in keys.items() if key not in ("decay", "coupled")}
         one, other = (_train_flat(each, values, gradients, RATES[:5])[1] for each in (keys, plain))
         assert _bytes(one) == _bytes(other)
+
+
+@pytest.mark.parametrize("scale_loss", [False, True])
+def test_a_gradient_that_is_too_long_is_made_as_long_as_allowed(scale_loss):
+    """All variables together; one that is not too long keeps its bits."""
+    shapes = [(4, 3), (5,), ()]
+    values, gradients = _initial(shapes), _gradients(6, shapes)
+    norms = np.sqrt(sum((g.astype(float) ** 2).reshape(6, -1).sum(axis=1) for g in gradients))
+    longest = float(np.sort(norms)[3]) * 0.999
+    assert np.count_nonzero(norms > longest) == 3
+    clipped = [g * np.minimum(1.0, longest / norms).reshape(6, *[1] * (g.ndim - 1)) for g in gradients]
+    keys, rates = SGD | {"momentum": 0.9, "weight_decay": 0.1, "coupled": True}, np.full(6, 0.1, np.float32)
+    _, found = _train_flat(keys | {"clip_norm": longest}, values, gradients, rates, scale_loss)
+    for variable, value, gradient in zip(found, values, clipped, strict=True):
+        w, state = value.astype(np.float64), {"m": 0.0, "s": 0.0}
+        for t, g in enumerate(gradient, start=1):  # decay is added to what is clipped
+            w = _sgd(w, g + 0.1 * w, t, state, 0.1, keys | {"weight_decay": 0.0})
+        np.testing.assert_allclose(variable.numpy(), w, rtol=1e-5, atol=1e-6)
+    one, other = (
+        _train_flat(keys | {"clip_norm": limit}, values, gradients, rates, scale_loss)[1]
+        for limit in (None, 1.001 * norms.max())
+    )
+    assert _bytes(one) == _bytes(other)
+
+
+def test_the_average_of_weights_is_of_every_step_and_none_before():
+    random = np.random.default_rng(3)
+    weights = [[random.normal(size=shape).astype(np.float32) for shape in ((3, 2), (4,), ())] for _ in range(40)]
+    variables = _variables(weights[0])
+    average = Average(variables, 0.9)
+    update = tf.function(average.update)
+    average.assign()
+    assert _bytes(variables) == [value.tobytes() for value in weights[0]]  # nothing to average yet
+    for values in weights:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        update()
+    average.assign()
+    shares = 0.9 ** np.arange(39, -1, -1)
+    for number, variable in enumerate(variables):
+        each = np.stack([values[number].astype(np.float64) for values in weights])
+        np.testing.assert_allclose(variable.numpy(), np.tensordot(shares / shares.sum(), each, 1), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("keys", [ADABELIEF, ADAM, SGD], ids=lambda k: k["name"])

@@ -7,6 +7,7 @@ ENTRIES = {  # name -> the module that registers it
     "folder": ".folder",
     "table": ".table",
     "parquet": ".parquet",
+    "tfds": ".tfds",
     "cifar10": ".cifar",
     "cifar100": ".cifar",
     "of_run": ".source",

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from kdrun.config import rules
 from kdrun.errors import InputError
 from kdrun.storage import files
 
@@ -18,8 +19,10 @@ SPLIT_NAMES = {  # what people call them
     **{name: "validation" for name in ("validation", "val", "valid", "dev")},
     **{"test": "test", "testing": "test"},
 }
+_USUAL = {"image_column": ("image", "img", "picture"), "label_column": ("label", "labels", "fine_label", "class")}
 _SHOWN = 3
 _LARGEST = 1 << 30  # bytes of a picture's file
+Column = Annotated[str | None, rules.optional(rules.text)]
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,15 @@ def of_texts(path: Path, texts: Sequence[str]) -> tuple[np.ndarray, tuple[str, .
         )
     places = {name: place for place, name in enumerate(names)}
     return np.array([places[text] for text in texts], np.int32), names
+
+
+def column(path: Path, held: Sequence[str], asked: str | None, key: str) -> str:
+    """The column that `key` of data names, else one that is usually called so. Raises InputError where it is not
+    there."""
+    found = asked if asked in held else next((name for name in _USUAL[key] if name in held and asked is None), None)
+    if found is None:
+        raise InputError(f"data.path: {path} has the columns {', '.join(held)}. Say which with data.{key}=NAME.")
+    return found
 
 
 def split_of(path: Path, given: str, where: str) -> str:

@@ -3,23 +3,20 @@
 import json
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from kdrun.config import rules
-from kdrun.data.listing import SPLIT_NAMES, Listing, of_texts, stamp_of
+from kdrun.data.listing import SPLIT_NAMES, Column, Listing, column, of_texts, stamp_of
 from kdrun.data.source import existing
 from kdrun.data.store import Keys, StoredSource
 from kdrun.errors import InputError
 from kdrun.registry import register
 
-_Column = Annotated[str | None, rules.optional(rules.text)]
-_IMAGES, _LABELS = ("image", "img", "picture"), ("label", "labels", "fine_label", "class")
-
 
 @register("data", "parquet")
-def parquet(*, path: rules.Path, image_column: _Column, label_column: _Column, **keys: Unpack[Keys]) -> StoredSource:
+def parquet(*, path: rules.Path, image_column: Column, label_column: Column, **keys: Unpack[Keys]) -> StoredSource:
     """Parquet files of pictures and labels, by split; decoded once, and kept in `store`."""
     found = existing(path, "a .parquet file, or a folder of them named train-*.parquet, test-*.parquet")
     return StoredSource(listed(found, image_column, label_column), **keys)
@@ -45,8 +42,8 @@ def listed(path: Path, image_column: str | None = None, label_column: str | None
     try:
         for number, part in enumerate(parts):
             schema = pq.read_schema(part)
-            image = _column(part, schema.names, image_column, _IMAGES, "image_column")
-            label = _column(part, schema.names, label_column, _LABELS, "label_column")
+            image = column(part, schema.names, image_column, "image_column")
+            label = column(part, schema.names, label_column, "label_column")
             labels = pq.read_table(part, columns=[label]).column(label).to_pylist()
             rows += [(number, row) for row in range(len(labels))]
             said += labels
@@ -74,13 +71,6 @@ def listed(path: Path, image_column: str | None = None, label_column: str | None
         read=partial(_content, parts, image, rows),
         stamp={"files": stamp_of(parts), "paths": [str(part.absolute()) for part in parts], "image": image},
     )
-
-
-def _column(part: Path, held: list[str], asked: str | None, usual: tuple[str, ...], key: str) -> str:
-    found = asked if asked in held else next((name for name in usual if name in held and asked is None), None)
-    if found is None:
-        raise InputError(f"data.path: {part} has the columns {', '.join(held)}. Say which with data.{key}=NAME.")
-    return found
 
 
 def _split(part: Path) -> str:

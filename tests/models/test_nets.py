@@ -16,7 +16,7 @@ import tf_keras  # noqa: E402
 
 from kdrun import registry  # noqa: E402
 from kdrun.config import rules  # noqa: E402
-from kdrun.models.build import build, features, maps, smallest_image_size  # noqa: E402
+from kdrun.models.build import build, check, features, maps, smallest_image_size  # noqa: E402
 from kdrun.models.surgery import classifier, multiply_adds, with_features  # noqa: E402
 
 
@@ -367,7 +367,7 @@ def test_convolutions_of_single_channels_count():
 )
 def test_keys_that_do_not_fit_each_other_are_refused_before_anything_is_made(model, says):
     with pytest.raises(InputError) as refused:
-        smallest_image_size(model)
+        check(model)
     assert all(each in str(refused.value) for each in says) and "\n" not in str(refused.value)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -321,3 +322,22 @@ def test_a_file_that_a_config_file_names_is_not_run(folder, refused):
 def test_files_are_for_all_jobs_of_a_sweep(folder, refused):
     assert "the same for all jobs" in refused("-m", "stage=student", *SMALL, "plugins=net.py,other.py")
     assert "nowhere.py is not a file" in refused("plugins=[nowhere.py]", "stage=student", *SMALL)
+
+
+@pytest.mark.slow
+def test_a_student_of_ones_own_as_the_page_shows_it_and_its_dropout_goes_on(folder, done):
+    page = (Path(__file__).parents[1] / "docs/models.md").read_text()
+    code, command = re.search(r"`my_net.py`:\n```python\n(.*?)```\n```\nkdrun (.*?)\n```", page, re.S).groups()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    (folder / "my_net.py").write_text(code)
+    given = [*TINY[:-1], "optimizer=sgd", "measure_latency=false", "tensorboard.histograms=false", "workers=1"]
+    done(*shlex.split(command), *given, "teacher.model.depth=8", "data.image_size=16")
+    records = [json.loads(path.read_text()) for path in Path("outputs").rglob("run.json")]
+    (distilled,) = [record for record in records if record["stage"] == "distill"]
+    assert distilled["model"] == {"name": "small", "width": 8, "dropout": 0.1}
+    assert distilled["identity"]["code"]["model/small"] == files.sha256(folder / "my_net.py")
+    alone = ["plugins=[my_net.py]", "stage=student", *given, "model@student.model=small", "student.model.dropout=0.5"]
+    whole, _ = done(*alone, "epochs=2")
+    half, _ = done(*alone, "epochs=1", "outputs=outputs/half")
+    grown, _ = done(f"resume={half}", "plugins=[my_net.py]", "epochs=2", "outputs=outputs/half")
+    assert bits(grown)["predictions/test.npz"] == bits(whole)["predictions/test.npz"]

@@ -13,6 +13,7 @@ from kdrun.config import rules
 from kdrun.config import schema as config
 
 PRESETS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
+OF_CIFAR_100 = sorted(f"cifar100/{path.stem}" for path in (config_dir() / "experiment/cifar100").glob("*.yaml"))
 OF_THE_PAPER = sorted(f"paper/{path.stem}" for path in (config_dir() / "experiment" / "paper").glob("*.yaml"))
 STAGES = sorted(path.stem for path in (config_dir() / "stage").glob("*.yaml"))
 OPTIONS = sorted(path for path in config_dir().glob("*/**/*.yaml"))
@@ -194,7 +195,7 @@ def test_every_preset_goes_with_every_stage(check, preset, stage):
     assert checked["stage"] == expected
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, *OF_THE_PAPER])
+@pytest.mark.parametrize("preset", [*PRESETS, *OF_THE_PAPER, *OF_CIFAR_100])
 def test_every_preset_fits_its_data_and_models(check, preset, tmp_path):
     """The check ends without an error, and makes nothing but the outputs folder."""
     given = ["data=mnist"]  # Fashion-MNIST is not on every machine

@@ -85,6 +85,39 @@ _PAPER = _PAPERS_STUDENT | {
     "temperature": 20,
     "objective.kd.scale_by_temperature_squared": True,
 }
+_CIFAR_100 = {
+    "stage": "pipeline",
+    "data.name": "cifar100",
+    "data.labels": "fine",
+    "data.image_size": 32,
+    "data.train_on_validation": True,  # all 50,000
+    "data.augment.jitter": 4,
+    "data.augment.flip": True,
+    "optimizer.name": "sgd",
+    "optimizer.learning_rate": 0.05,
+    "optimizer.momentum": 0.9,
+    "optimizer.nesterov": False,
+    "optimizer.weight_decay": 5e-4,
+    "optimizer.decay": "all",
+    "optimizer.coupled": True,
+    "optimizer.schedule": "step",
+    "optimizer.step_epochs": [150, 180, 210],
+    "optimizer.step_factor": 0.1,
+    **{f"{role}.epochs": 240 for role in ("teacher", "student", "distill")},
+    **{f"{role}.batch_size": 64 for role in ("teacher", "student", "distill")},
+    "temperature": 4,
+    "alpha": 0.9,
+    "objective.kd.weight": 1,
+    "objective.kd.scale_by_temperature_squared": True,
+}
+
+
+def _pair(name, teacher, student, **keys):
+    roles = {"teacher": teacher, "student": student}
+    nets = {f"{role}.model.{key}": value for role in roles for key, value in {"name": name, **keys}.items()}
+    return _CIFAR_100 | nets | {f"{role}.model.depth": depth for role, depth in roles.items()}
+
+
 PRESETS = {
     "notebook": _NOTEBOOK
     | {"teacher.batch_size": 128, "student.batch_size": 256, "distill.batch_size": 128}
@@ -122,6 +155,10 @@ PRESETS = {
         "controls.label_smoothing.alpha": 1,
         "controls.shuffled_within_class.teacher.shuffle": "within_class",
     },
+    "cifar100/resnet56_resnet20": _pair("resnet", 56, 20, widths=[16, 16, 32, 64]),
+    "cifar100/resnet32x4_resnet8x4": _pair("resnet", 32, 8, widths=[32, 64, 128, 256]),
+    "cifar100/vgg13_vgg8": _pair("vgg", 13, 8),
+    "cifar100/wrn_40_2_wrn_16_2": _pair("wide_resnet", 40, 16, width=2),
     "convnets": {
         "data.image_size": 28,
         "teacher.model.filters": [32, 64, 128],
@@ -190,7 +227,7 @@ def test_no_preset_is_left_out():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_has_the_values_of_what_it_is_named_after(preset, values):
-    found = values(f"experiment={preset}")
+    found = values(f"experiment={preset}", *["data.path=x"] * preset.startswith("cifar100/"))
     assert {key: found[key] for key in PRESETS[preset]} == PRESETS[preset]
 
 

@@ -165,11 +165,12 @@ def test_what_tfds_cannot_read_is_said_in_one_line(command, copied, damage, word
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_reading_process(copied):
-    words = ["stage=data", "data=tfds", "data.path=data", "data.dataset=digits"]
-    command = [sys.executable, "-m", "kdrun", *words]
+def test_a_signal_ends_the_reading_process(copied, tmp_path, monkeypatch):
+    goes_on = "import sys, time\nif '-c' in sys.orig_argv: time.sleep(60); open('went on', 'w')"
+    start_with(monkeypatch, tmp_path / "site", goes_on)
+    command = [sys.executable, "-m", "kdrun", "stage=data", "data=tfds", "data.path=data", "data.dataset=digits"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=copied.parents[2], start_new_session=True, **streams) as started:
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **streams) as started:
         assert started.stdout.readline().startswith("data: reading data/digits/1.0.0")
         children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
         while not (child := children.read_text().split()):
@@ -177,4 +178,5 @@ def test_a_signal_ends_the_reading_process(copied):
         started.send_signal(signal.SIGINT)
         _, said = started.communicate()
     assert started.returncode == 130 and said == "kdrun: Stopped by SIGINT.\n"
-    assert not Path("/proc", *child).exists() and not list(copied.parents[2].rglob("*.partial"))
+    assert not (tmp_path / "went on").exists() and not Path("/proc", *child).exists()
+    assert not list(tmp_path.rglob("*.partial"))

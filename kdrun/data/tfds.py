@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise when a folder would be written otherwise
 _NAME = re.compile(r"(\w+(?:/[\w.+=-]+)?)(?::(\d+\.\d+\.\d+))?", re.ASCII)
-_START = "import sys; sys.path[:] = sys.argv[2:]; from kdrun.data.tfds import main; main(sys.argv[1])"
+_START = "import sys; sys.path[:] = sys.argv[3:]; from kdrun.data.tfds import main; main(*sys.argv[1:3])"
 _NOISE = re.compile(r"\{\{.*?\}\} | \[Op:.*")  # where in a graph TensorFlow had an error
 _MOST = 400  # characters of what TFDS says: of a name that there is not it lists a thousand others
 
@@ -133,7 +133,8 @@ def _opened(entry: Path) -> dict | None:
 def _answer(written: Path, shows: bool = False, **told: str | None) -> dict:
     """What `main` answers in a process of its own, which ends when a signal stops this one; `shows`: its bars go to the
     terminal. Raises InputError for what it could not do, NoRoom where it has `written` and the disk is full."""
-    command = [sys.executable, "-c", _START, json.dumps(told), *(path or os.getcwd() for path in sys.path)]
+    command = [sys.executable, "-c", _START, json.dumps(told), str(os.getpid())]
+    command += [path or os.getcwd() for path in sys.path]
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": None if shows else subprocess.DEVNULL}
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **streams) as child:
         try:
@@ -153,11 +154,12 @@ def _answer(written: Path, shows: bool = False, **told: str | None) -> dict:
     return answer
 
 
-def main(told: str) -> None:
-    """In the other process: download or read, as it is told in JSON, and print in JSON what came of it."""
+def main(told: str, parent: str) -> None:
+    """In the other process: download or read, as it is told in JSON, and print in JSON what came of it. It ends when
+    its parent has."""
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what others print is no answer
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}  # GPUs are for those who train
     does = json.loads(told)
     try:
@@ -188,7 +190,7 @@ def _download(download: str, path: str) -> dict:
 def _read(read: str, into: str, image: str | None, label: str | None) -> dict:
     """Write pictures, one after the other, where each ends, and labels; returns the splits, with how many are of each,
     the classes' names, and what is left out."""
-    json.loads(Path(read, "features.json").read_text(), object_hook=_of_tfds)
+    json.loads(files.read(Path(read, "features.json")), object_hook=_of_tfds)
     import tensorflow_datasets as library
 
     builder = library.builder_from_directory(read)

@@ -73,6 +73,10 @@ def application(
     module = getattr(applications, make.__module__.rpartition(".")[2])
     x = module.preprocess_input(layers.Rescaling(255.0, name="pixels", dtype="float32")(x))
     network = make(include_top=False, weights=None, input_tensor=x, pooling="avg")
+    if all(layer.name != "pixels" for layer in network.layers):
+        # ConvNeXt takes the network's input, whatever it is given; it begins with a normalisation for values up to 255
+        first = network.layers[1]
+        first.mean, first.variance = first.mean / 255.0, first.variance / 255.0**2
     for name, layer in zip(
         [*stages(_STAGES), "embedding"], [*_last_of_stages(network), network.layers[-1]], strict=True
     ):

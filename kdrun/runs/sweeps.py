@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _NOT_THE_JOBS = (
     "outputs",
     "cache_dir",
+    "data.store",
+    "data.transfer_store",
     "resume",
     "sweep",
     "reuse",

@@ -124,12 +124,13 @@ def _of_one_value(images: Images) -> np.ndarray:
     the order in which they lie there.
     """
     height, width = images.shape[1:3]
-    grid = [(y * (height - 1) // 4, x * (width - 1) // 4) for y in range(5) for x in range(5)]
+    rows, columns = (np.arange(5) * (side - 1) // 4 for side in (height, width))
+    grid = np.repeat(rows, 5), np.tile(columns, 5)
     blank, order = np.empty(len(images), bool), in_file(images)
     for start in range(0, len(order), _AT_ONCE):
         here = order[start : start + _AT_ONCE]
-        looked_at = [pixels(chosen(images, here), *place) for place in grid]
-        blank[here] = np.all([(pixel == looked_at[0][:, :1]).all(axis=1) for pixel in looked_at], axis=0)
+        looked_at = pixels(chosen(images, here), *grid)
+        blank[here] = (looked_at == looked_at[:, :1, :1]).all(axis=(1, 2))
     for place in np.flatnonzero(blank):
         image = images[place]
         blank[place] = (image == image.flat[0]).all()

@@ -71,26 +71,25 @@ class Parts:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """The rows of a slice, or at some places, and a part of each."""
-        first, *others = key if isinstance(key, tuple) else (key,)
-        places = first if isinstance(first, np.ndarray) else np.arange(len(self))[first]
+        """The rows of a slice, or at some places."""
+        places = key if isinstance(key, np.ndarray) else np.arange(len(self))[key]
         which = np.searchsorted(self._ends, places, side="right")
         found = np.empty((*places.shape, *self.shape[1:]), self.dtype)
         for number, part in enumerate(self._parts):
             here = which == number
             found[here] = part[places[here] - (self._ends[number] - len(part))]
-        return found[(slice(None), *others)] if others else found
+        return found
 
 
 Images = np.ndarray | Rows
 
 
-def pixels(images: Images, row: int, column: int) -> np.ndarray:
-    """One pixel of each image, uint8 [n, channels]; of images on disk no more is read."""
-    if isinstance(images, Rows):
+def pixels(images: Images, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Some pixels of each image, uint8 [n, k, channels], at `rows` and `columns`, int [k]."""
+    if isinstance(images, Rows) and isinstance(images.array, np.ndarray):  # no more than these is copied
         _announce(images.array, images.places)
-        return images.array[images.places, row, column]
-    return images[:, row, column]
+        return images.array[images.places[:, np.newaxis], rows, columns]
+    return images[:, rows, columns]
 
 
 def in_file(images: Images) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdrun.data import folder, splits, store
+from kdrun.data import datasets, folder, splits, store
 from kdrun.data.datasets import Dataset, Split
 from kdrun.data.listing import Listing, of_files
 from kdrun.data.rows import Images, Parts, Rows
@@ -38,8 +38,6 @@ def load(data: Mapping) -> Transfer | None:
     where there is none. Raises InputError where it cannot be used, KdrunError where its pictures cannot be kept."""
     if not data.get("transfer"):
         return None
-    from kdrun.data import datasets
-
     shape = datasets.whole(data).training.images.shape[1:]
     decoding = data.get("resize", "stretch"), data.get("skip_broken", False)
     return _load(data["transfer"], data["transfer_store"], shape, *decoding)

@@ -43,10 +43,16 @@ def load(data: Mapping) -> Transfer | None:
     return _load(data["transfer"], data["transfer_store"], shape, *decoding)
 
 
-def fingerprint(data: Mapping) -> str | None:
-    """The sha256 of the configured transfer set, of its images in their order."""
+def fingerprints(data: Mapping) -> tuple[str, str | None]:
+    """What identifies the images that a student learns from: those of the configured dataset and transfer set."""
     found = load(data)
-    return found and found.sha256
+    return datasets.fingerprint(data), found and found.sha256
+
+
+def images_per_epoch(dataset: Dataset, transfer: Transfer | None) -> int | None:
+    """How many images an epoch of a student takes where there is a transfer set, whether it learns from it or not; None
+    where there is none."""
+    return len(dataset.train.labels) + len(transfer.images) if transfer else None
 
 
 def added(dataset: Dataset, transfer: Transfer) -> Dataset:

@@ -139,8 +139,7 @@ def _part(config: Mapping, part: str, role: str) -> None:
         )
     dataset = datasets.load(data, config["seed"])
     preparation.of_data(data, dataset)
-    unlabelled = transfer.load(data)
-    training_size = len(dataset.train.labels) + (len(unlabelled.images) if unlabelled else 0)
+    training_size = transfer.images_per_epoch(dataset, transfer.load(data)) or len(dataset.train.labels)
     if batch_size > training_size:
         raise InputError(
             f"{part}.batch_size={batch_size} is larger than the training split of {training_size} images. "
@@ -207,7 +206,6 @@ def teachers(
     """
     teacher, objective = config["teacher"], config["objective"]
     if unlabelled := transfer.load(config["data"]):
-        dataset = transfer.added(dataset, unlabelled)
         _without_labels(config)
     layers, asked_for = selection.layers(objective), "+".join(selection.chosen(objective))
     count = 1 if sources is None else len(sources)
@@ -218,7 +216,7 @@ def teachers(
     if teacher["weights"] is not None and len(teacher["weights"]) != count:
         raise InputError(f"teacher.weights={teacher['weights']} must be one for each teacher, and there are {count}.")
     if file is not None:
-        logits_file.logits(file, dataset, quietly=True)
+        logits_file.logits(file, transfer.added(dataset, unlabelled) if unlabelled else dataset, quietly=True)
         if augmentation.of(config["data"]).view_count > 1:
             raise InputError(
                 "teacher.logits holds one answer for each image, and augmentation shows others. Set data.augment to "

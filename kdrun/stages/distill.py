@@ -30,8 +30,8 @@ def of(config: Mapping) -> dict:
     """The identity of the configured run. Raises InputError where there is no teacher."""
     teachers = sources.resolve(config) if sources.are_needed(config) else []
     weights = [sources.weights_of(each) for each in teachers]
-    sums = datasets.fingerprint(config["data"]), transfer.fingerprint(config["data"])
-    return identity.of_distilled(config, sums[0], weights, sums[1])
+    of_dataset, of_transfer = transfer.fingerprints(config["data"])
+    return identity.of_distilled(config, of_dataset, weights, of_transfer)
 
 
 @register(
@@ -80,7 +80,7 @@ def distill(config: Mapping, run_dir: Path) -> dict:
             build=partial(supervisors.supervision, config, found, dataset, model, weights),
         )
         shown = preparation.of_data(config["data"], labelled)
-        own = {**job.distillation_settings(config), **job.length(labelled, unlabelled)}
+        own = {**job.distillation_settings(config), "images_per_epoch": transfer.images_per_epoch(labelled, unlabelled)}
         settings = job.settings_of(config, config["distill"], config["seed"], shown, **own)
         made = job.training_job(config, dataset, model, settings, spec, initial_weights)
         return job.train(made, config, run_dir, record)

@@ -35,8 +35,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
 
 def of(config: Mapping) -> dict:
     """The identity of the configured run."""
-    data = config["data"]
-    return identity.of_chain(config, datasets.fingerprint(data), transfer.fingerprint(data))
+    return identity.of_chain(config, *transfer.fingerprints(config["data"]))
 
 
 @register("stage", "generations", check=check, identity=of, needs_tensorflow=False, has_parts=True, takes_seeds=True)
@@ -49,7 +48,7 @@ def generations(config: Mapping, run_dir: Path, *, generations: Annotated[int, i
     """
     from kdrun.reports import tables
 
-    dataset_sha256, others = datasets.fingerprint(config["data"]), transfer.fingerprint(config["data"])
+    dataset_sha256, others = transfer.fingerprints(config["data"])
     with recording(run_dir, config, of(config), dataset_sha256=dataset_sha256) as record:
         _rehearse(config)
         of_seeds: dict[int, list[Path]] = {seed: [] for seed in seeds.of(config)}

@@ -12,7 +12,6 @@ import kdrun.tracking.summaries  # noqa: F401
 from kdrun import registry
 from kdrun.data import augmentation, datasets, report
 from kdrun.data.preparation import Preparation, recorded
-from kdrun.data.transfer import Transfer
 from kdrun.errors import InputError
 from kdrun.objectives import selection
 from kdrun.reports import classes, figures
@@ -58,12 +57,6 @@ def distillation_settings(config: Mapping) -> dict[str, Any]:
         "shuffle": config["teacher"]["shuffle"],
         "mixup": config["distill"]["mixup"],
     }
-
-
-def length(labelled: datasets.Dataset, unlabelled: Transfer | None) -> dict[str, int]:
-    """The setting of how long an epoch is where there is a transfer set: as many steps for who learns from it and for
-    who does not."""
-    return {"images_per_epoch": len(labelled.train.labels) + len(unlabelled.images)} if unlabelled else {}
 
 
 def training_job(

@@ -50,8 +50,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
 
 def of(config: Mapping) -> dict:
     """The identity of the configured run."""
-    data = config["data"]
-    return identity.of_chain(config, datasets.fingerprint(data), transfer.fingerprint(data))
+    return identity.of_chain(config, *transfer.fingerprints(config["data"]))
 
 
 @register("stage", "pipeline", check=check, identity=of, needs_tensorflow=False, has_parts=True, takes_seeds=True)
@@ -107,7 +106,7 @@ def _students(
     parts: chain.Parts,
 ) -> list[Path]:
     """The students' runs, started: at first those that need no teacher, unless the teachers are there."""
-    sums, found = (datasets.fingerprint(config["data"]), transfer.fingerprint(config["data"])), []
+    sums, found = transfer.fingerprints(config["data"]), []
     taught = [each for each in distilled if sources.are_needed(each.config)]
     are_there = parts.have_ended(*teachers)
     if taught and are_there:
@@ -145,10 +144,10 @@ def _identity(student: Mapping, dataset_sha256: str, transfer_sha256: str | None
 def _ask(config: Mapping, taught: Sequence[Student], teachers: Sequence[Path], parts: chain.Parts) -> None:
     """Have what the teachers say cached once, before several students want it; each student has to ask for itself where
     it sees images of its own."""
-    of_student, data = for_role(config, "student"), config["data"]
+    of_student = for_role(config, "student")
     if not cache.wanted(of_student) or of_student["data"]["train_fraction"] < 1:
         return
-    sums = datasets.fingerprint(data), transfer.fingerprint(data)
+    sums = transfer.fingerprints(config["data"])
     identities = [_identity(_taught_by(each, teachers), *sums) for each in taught]
     if not all(chain.reusable(config, depends) for depends in identities):
         for teacher in filter(Path.is_dir, teachers):

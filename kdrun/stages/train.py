@@ -29,7 +29,7 @@ def of_teacher(config: Mapping) -> dict:
 
 def of_student(config: Mapping) -> dict:
     """The identity of the configured student alone."""
-    return identity.of_student(config, datasets.fingerprint(config["data"]), transfer.fingerprint(config["data"]))
+    return identity.of_student(config, *transfer.fingerprints(config["data"]))
 
 
 @register(
@@ -66,6 +66,7 @@ def _on_labels(config: Mapping, run_dir: Path, role: Mapping, seed: int, depends
 
     dataset, others = datasets.load(config["data"], seed), transfer.load(config["data"])
     with recording(run_dir, config, depends, seed=seed, dataset_sha256=dataset.sha256) as record:
+        length = transfer.images_per_epoch(dataset, others)
         shown = preparation.of_data(config["data"], dataset)
-        settings = job.settings_of(config, role, seed, shown, **job.length(dataset, others))
+        settings = job.settings_of(config, role, seed, shown, images_per_epoch=length)
         return job.train(job.training_job(config, dataset, role["model"], settings), config, run_dir, record)

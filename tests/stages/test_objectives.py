@@ -1,6 +1,5 @@
 """Objectives, teachers and schedules through the command line, on real MNIST cut small."""
 
-import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from held import bits
+from made import done, lines
 
 from kdrun.cli.compose import config_dir
 from kdrun.cli.main import main
@@ -37,14 +37,6 @@ DENSE = ["model@student.model=densenet", "student.model.blocks=[1,1]", "student.
 OBJECTIVES = sorted(path.stem for path in (config_dir() / "objective").glob("*.yaml") if path.stem != "own")
 
 
-def done(outputs: Path, *arguments) -> Path:
-    """The run directory of a command."""
-    before = set(outputs.glob("*/*/run.json"))
-    assert main([*arguments, f"outputs={outputs}"]) == 0
-    (made,) = set(outputs.glob("*/*/run.json")) - before
-    return made.parent
-
-
 def refused(capsys, *arguments) -> str:
     """The one line with which a command is refused."""
     capsys.readouterr()
@@ -52,11 +44,6 @@ def refused(capsys, *arguments) -> str:
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("kdrun: ")
     return said
-
-
-def lines(run_dir: Path, split: str = "train") -> list[dict]:
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if line["split"] == split]
 
 
 @pytest.fixture(scope="module")

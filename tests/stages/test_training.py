@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 import reference
+from made import done
 from tiny_images import images, write
 
-from kdrun.cli.main import main
 from kdrun.runs import record as runs
 
 NORMED = ["model@student.model=densenet", "student.model.blocks=[1]", "student.model.growth_rate=2"]
@@ -19,16 +19,7 @@ def data(tmp_path_factory) -> tuple[Path, list[str]]:
     """A folder, and what trains on a small data set a step an epoch."""
     folder = tmp_path_factory.mktemp("training")
     given = [each for each in write(folder / "my.npz") if "student.model" not in each]
-    return folder, [*given, "batch_size=320", "stage=student", f"outputs={folder}"]
-
-
-def done(*arguments) -> Path:
-    """The run directory of a command."""
-    (folder,) = (Path(each.removeprefix("outputs=")) for each in arguments if each.startswith("outputs="))
-    before = set(folder.glob("*/*/run.json"))
-    assert main([*arguments]) == 0
-    (made,) = set(folder.glob("*/*/run.json")) - before
-    return made.parent
+    return folder, [*given, "batch_size=320", "stage=student"]
 
 
 def weights(run_dir: Path, which: str = "last") -> dict[str, np.ndarray]:
@@ -41,10 +32,10 @@ def weights(run_dir: Path, which: str = "last") -> dict[str, np.ndarray]:
 
 def test_a_network_is_measured_by_the_average_of_its_weights(data):
     """Batch norm's statistics, too; what it learns is as without an average."""
-    _, given = data
+    folder, given = data
     given = [*given, *NORMED, "optimizer.learning_rate=0.3", "optimizer=sgd"]
-    trained = [weights(done(*given, f"epochs={epochs}")) for epochs in (1, 2, 3)]
-    run_dir = done(*given, "epochs=3", "optimizer.ema=0.6")
+    trained = [weights(done(folder, *given, f"epochs={epochs}")) for epochs in (1, 2, 3)]
+    run_dir = done(folder, *given, "epochs=3", "optimizer.ema=0.6")
     found = weights(run_dir)
     shares = np.array([0.36, 0.6, 1.0]) / 1.96
     for name, value in found.items():

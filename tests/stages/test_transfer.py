@@ -1,6 +1,5 @@
 """Images that only the teacher labels, in a folder or a .npz, through the command line, against the formula."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pictures
 import pytest
 import reference
 from held import bits
+from made import done, lines
 from PIL import Image
 
 from kdrun.cli.main import main
@@ -60,18 +60,6 @@ def folder(images, tmp_path_factory) -> Path:
     return top
 
 
-def done(outputs: Path, *arguments) -> Path:
-    before = set(outputs.glob("*/*/run.json"))
-    assert main([*arguments, f"outputs={outputs}"]) == 0
-    (made,) = set(outputs.glob("*/*/run.json")) - before
-    return made.parent
-
-
-def line(run_dir: Path, split: str = "train") -> dict:
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if line["split"] == split][-1]
-
-
 def test_labels_count_where_there_are_some_and_the_teacher_everywhere(outputs, archive, folder, images):
     command = [*STEP, "stage=distill", "teacher.run=auto"]
     found = {
@@ -98,7 +86,7 @@ def test_labels_count_where_there_are_some_and_the_teacher_everywhere(outputs, a
             **{"cross_entropy": of_labels, "kd": of_teacher, "loss": (1 - ALPHA) * of_labels + ALPHA * of_teacher},
             "accuracy": np.mean(z[:LABELLED].argmax(axis=1) == labels),
         }
-        said = line(run_dir)
+        said = lines(run_dir)[-1]
         assert {name: said[name] for name in expected} == pytest.approx(expected, rel=2e-5)
         assert reference.record(run_dir)["transfer"]["images"] == UNLABELLED
     assert bits(found["kept"]) == bits(found["folder"]) == bits(found["disk"])

@@ -5,7 +5,6 @@ images. Student and teachers drop units: the student in training mode, by its ow
 epoch is not their last, in inference mode, wherever they are asked.
 """
 
-import json
 from pathlib import Path
 
 import augmented
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 from held import bits
+from made import done, lines
 
 from kdrun.cli.main import main
 from kdrun.registry import register
@@ -55,23 +55,9 @@ def teachers(outputs) -> list[Path]:
     return found
 
 
-def done(outputs: Path, *arguments) -> Path:
-    """The run directory of a command."""
-    before = set(outputs.glob("*/*/run.json"))
-    assert main([*arguments, f"outputs={outputs}"]) == 0
-    (made,) = set(outputs.glob("*/*/run.json")) - before
-    return made.parent
-
-
 def taught_by(teacher: Path) -> str:
     """The override; a sweep's folders have an = in their names."""
     return f"teacher.run='{teacher}'"
-
-
-def line(run_dir: Path, split: str = "train") -> dict:
-    """The last line of a split in metrics.jsonl."""
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if line["split"] == split][-1]
 
 
 def first_batch(views: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -104,7 +90,7 @@ def mean_of_two(one: np.ndarray, other: np.ndarray, share: float, temperature: f
 
 
 def test_a_student_alone_drops_units(outputs):
-    found = line(done(outputs, *STEP, "stage=student"))
+    found = lines(done(outputs, *STEP, "stage=student"))[-1]
     _, images, labels, _ = first_batch()
     z = student(images)
     assert found["loss"] == pytest.approx(reference.cross_entropy(z, labels), rel=2e-5)
@@ -117,7 +103,7 @@ def test_a_teacher_with_dropout_is_asked_without(cache, outputs, teachers):
     """Kept or live; on training images, and for what is said of validation and test."""
     run_dir = done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), f"teacher.cache={cache}")
     _, images, labels, _ = first_batch()
-    assert_loss(line(run_dir), student(images), labels, reference.logits(teachers[0], "best", images))
+    assert_loss(lines(run_dir)[-1], student(images), labels, reference.logits(teachers[0], "best", images))
     assert_held_against(run_dir, lambda images: reference.logits(teachers[0], "best", images))
 
 
@@ -136,7 +122,7 @@ def test_two_live_teachers_with_dropout_are_asked_without(outputs, teachers):
     run_dir = done(outputs, *STEP, "stage=distill", *command)
     _, images, labels, _ = first_batch()
     both = [reference.logits(teacher, "best", images) for teacher in teachers]
-    assert_loss(line(run_dir), student(images), labels, mean_of_two(*both, 0.75, T))
+    assert_loss(lines(run_dir)[-1], student(images), labels, mean_of_two(*both, 0.75, T))
     assert_held_against(
         run_dir, lambda images: mean_of_two(*(reference.logits(t, "best", images) for t in teachers), 0.75, 1.0)
     )
@@ -155,7 +141,7 @@ def test_shifted_images_are_shown_to_both_and_measured_is_on_unshifted_ones(cach
     _, images, labels, views = first_batch(views=9)
     assert len(set(views)) == 9
     images = shifted(images, views)
-    assert_loss(line(run_dir), student(images), labels, reference.logits(teachers[0], "best", images))
+    assert_loss(lines(run_dir)[-1], student(images), labels, reference.logits(teachers[0], "best", images))
     assert_held_against(run_dir, lambda images: reference.logits(teachers[0], "best", images))
 
 
@@ -177,7 +163,7 @@ def test_drawn_views_are_shown_to_both_and_measured_is_on_the_images_themselves(
     how = Augmentation(**DRAWN, views=k)
     pairs = zip(255 * images, indices, views, strict=True)
     shown = np.stack([np.round(augmented.view(image, int(i), int(v), how)) for image, i, v in pairs]) / 255
-    assert_loss(line(run_dir), student(shown), labels, reference.logits(teachers[0], "best", shown))
+    assert_loss(lines(run_dir)[-1], student(shown), labels, reference.logits(teachers[0], "best", shown))
     assert_held_against(run_dir, lambda images: reference.logits(teachers[0], "best", images))
 
 
@@ -216,7 +202,7 @@ def test_teachers_see_the_students_very_pixels_each_in_its_own_way(cache, output
         return mean_of_two(*logits, 0.5, temperature)
 
     net = models.build(STUDENT, (14, 14, 1), 10, SEED, "float32")
-    assert_loss(line(run_dir), net(of_student(seen), training=True).numpy(), labels, taught(seen, T))
+    assert_loss(lines(run_dir)[-1], net(of_student(seen), training=True).numpy(), labels, taught(seen, T))
     images, labels = reference.split("test", 200, test=50)
     last = reference.logits(run_dir, "last", of_student(images))
     expected = reference.measures(last, labels, taught(images, 1.0))
@@ -237,7 +223,7 @@ def test_several_steps_a_call_are_one_step_a_call(outputs, monkeypatch):
 def test_mixed_images_are_as_bright_as_images(outputs, teachers):
     """Their shares sum to one; student and teacher see the same."""
     command = [taught_by(teachers[0]), "distill.mixup=1", "alpha=1"]
-    found = line(done(outputs, *STEP, "stage=distill", *command))
+    found = lines(done(outputs, *STEP, "stage=distill", *command))[-1]
     _, images, labels, _ = first_batch()
     (share,) = batches.shares(SEED, 0, 1, 1.0)
     assert 0.1 < share < 0.9
@@ -247,14 +233,14 @@ def test_mixed_images_are_as_bright_as_images(outputs, teachers):
 
 def test_alpha_is_warmed_up(outputs, teachers):
     """In its first step, of one an epoch, it is a fourth."""
-    found = line(done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), "alpha_warmup_epochs=4"))
+    found = lines(done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), "alpha_warmup_epochs=4"))[-1]
     assert found["alpha"] == pytest.approx(ALPHA / 4)
     _, images, labels, _ = first_batch()
     assert_loss(found, student(images), labels, reference.logits(teachers[0], "best", images), ALPHA / 4)
 
 
 def test_a_shuffled_teacher_gives_each_image_the_answer_that_the_permutation_says(outputs, teachers):
-    found = line(done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), "teacher.shuffle=within_class"))
+    found = lines(done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), "teacher.shuffle=within_class"))[-1]
     indices, images, labels, _ = first_batch()
     everything, all_labels = reference.split("train", **SIZES)
     others = everything[batches.shuffled(SEED, all_labels, "within_class")[indices]]
@@ -263,7 +249,7 @@ def test_a_shuffled_teacher_gives_each_image_the_answer_that_the_permutation_say
 
 def test_peers_drop_units_too(outputs):
     """The student hears its peer as it trains: with the dropout of its own generator."""
-    found = line(done(outputs, *STEP, "stage=mutual", f"alpha={ALPHA}", f"temperature={T}"))
+    found = lines(done(outputs, *STEP, "stage=mutual", f"alpha={ALPHA}", f"temperature={T}"))[-1]
     _, images, labels, _ = first_batch()
     assert_loss(found, student(images), labels, student(images, batches.relative_seed(SEED, 1)))
 
@@ -283,7 +269,7 @@ def test_features_beside_at_weight_zero_change_no_bit(outputs, teachers):
     alone = done(outputs, *command)
     features = ["objective=[kd,fitnet]", "objective.fitnet.weight=0", "objective.fitnet.layers=[embedding]"]
     beside = done(outputs, *command, *features, f"alpha={ALPHA}", f"temperature={T}")
-    assert line(beside)["fitnet"] > 0
+    assert lines(beside)[-1]["fitnet"] > 0
     found, expected = bits(beside), bits(alone)
     assert {**found, "metrics.jsonl": b""} == {**expected, "metrics.jsonl": b""}
 

@@ -30,6 +30,7 @@ FREE = (
     "measure_latency",
     "compare.margin",
     "cache_dir",
+    "data.store",
     "data.transfer_store",
     "reuse",
     "workers",

@@ -79,6 +79,7 @@ def test_more_seeds_train_what_is_new_alone(study, capfd):
     assert "3 seeds" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_students_alone_and_teachers_of_each_seed(tmp_path):
     assert main([*TINY, "stage=student", "seeds=[3,9]", "workers=1", f"outputs={tmp_path}"]) == 0
     assert set(runs(tmp_path, "student")) == {3, 9} and not (tmp_path / "teacher").exists()
@@ -94,6 +95,7 @@ def test_students_alone_and_teachers_of_each_seed(tmp_path):
     assert {each["seed"] for each in ensembles} == {3, 9}
 
 
+@pytest.mark.slow
 def test_generations_of_seeds_have_seeds_of_their_own(tmp_path):
     given = ["stage=generations", "generations=1", *TINY, "workers=1", "seed=3", f"outputs={tmp_path}"]
     assert main([*given, "seeds=2"]) == 0
@@ -105,6 +107,7 @@ def test_generations_of_seeds_have_seeds_of_their_own(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_pipelines_over_seeds_ends_with_their_comparison(tmp_path, capfd):
     given = ["-m", *TINY, "seed=3,4", "teacher.seed=3", "sweep=mine", "workers=2", f"outputs={tmp_path}"]
     assert main(given) == 0

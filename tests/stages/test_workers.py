@@ -108,6 +108,7 @@ def test_bits_do_not_depend_on_how_many_workers(undisturbed, tmp_path, capfd, wo
     assert not (tmp_path / "sweeps/mine/.jobs").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_job_alone_which_goes_on_to_the_same_bits(undisturbed, tmp_path):
     began = start(tmp_path, *SWEEP, "epochs=12", "workers=2", "outputs=.")
     killed, process = next(iter(writers(tmp_path, 1).items()))

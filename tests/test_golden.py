@@ -26,9 +26,10 @@ from kdrun.storage.manifest import digest
 GOLDEN = Path(__file__).with_name("golden")
 PRESETS = ["", *(name for name in choices("experiment") if not name.startswith("cifar100/"))]  # which came since
 # keys that came since, which no result of before depends on
+_BEGINS = ("initial_weights", "freeze", "new_learning_rate")
 _AUGMENT = ("resized_crop", "colour", "cutout", "views", "seed")
 NEW: tuple[str, ...] = ("data.on_device", "data.split", "data.split_seed", "data.transfer", "data.transfer_store")
-NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("image_size", "normalise"))
+NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("image_size", "normalise", *_BEGINS))
 NEW += ("data.normalise",)
 _OPTIMIZER = ("decay", "coupled", "clip_norm", "ema", "step_epochs", "step_factor")
 NEW += tuple(f"{role}optimizer.{key}" for role in ("", "teacher.", "student.") for key in _OPTIMIZER)

@@ -53,6 +53,9 @@ class Role(Training):
     normalise: Normalise
     augment: Augment
     train_on_validation: bool
+    initial_weights: Annotated[str | None, rules.optional(rules.path)]
+    freeze: Annotated[int | str | None, rules.number_or_name]
+    new_learning_rate: Annotated[float | None, rules.optional(rules.number(0, low_included=False))]
     model: Keys
     optimizer: Keys
 

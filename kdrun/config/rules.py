@@ -109,6 +109,13 @@ def numbers(low: float) -> Rule:
     return check
 
 
+def number_or_name(key: str, given: Any) -> int | str | None:
+    """A whole number of at least 1, a name, or null."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        return integer(1)(key, given)
+    return None if given is None else text(key, given)
+
+
 def temperatures(key: str, given: Any) -> list[float]:
     """A list of temperatures."""
     if not isinstance(given, list):

@@ -135,6 +135,7 @@ _LATER_OF_AUGMENT: dict[str, Any] = {
 
 LATER_OF_OPTIMIZER: dict[str, Any] = {"decay": "all", "coupled": False, "clip_norm": None, "ema": None}
 LATER_OF_OPTIMIZER |= {"step_epochs": None, "step_factor": 0.1}
+_LATER_OF_ROLES: dict[str, Any] = {"initial_weights": None, "freeze": None, "new_learning_rate": None}
 _LATER_OF_DATA: dict[str, Any] = {
     **{"split": "first", "split_seed": 0, "on_device": "auto"},
     **{"transfer": None, "transfer_store": "outputs/.cache/images"},
@@ -159,7 +160,7 @@ def _without(given: Mapping, later: Mapping) -> dict:
 def with_later_keys(config: Mapping) -> dict:
     """A recorded config, with the keys that it lacks because they came later."""
     leaves, later = dict(flatten(config)), {**_LATER, "augment": _LATER_OF_AUGMENT}
-    role = {**later, "image_size": leaves["data.image_size"], "optimizer": LATER_OF_OPTIMIZER}
+    role = {**later, **_LATER_OF_ROLES, "image_size": leaves["data.image_size"], "optimizer": LATER_OF_OPTIMIZER}
     of_data = {**later, **_LATER_OF_DATA}
     missing = flatten({"data": of_data, "optimizer": LATER_OF_OPTIMIZER, "teacher": role, "student": role})
     return nested({**leaves, **{key: value for key, value in missing if key not in leaves}})

@@ -17,6 +17,15 @@ def classifier(network):
     return [layer for layer in network.layers if hasattr(layer, "kernel")][-1]
 
 
+def freeze(network, layer: str) -> None:
+    """Keep all weights that a layer's output depends on, its own included, as they are: they are not trained, do not
+    decay, and batch norm goes by its moving statistics."""
+    import tf_keras
+
+    for each in tf_keras.Model(network.input, network.get_layer(layer).output).layers:
+        each.trainable = False
+
+
 def with_features(network, layers: Mapping[str, str]):
     """The same network with more outputs: from images to its logits and a dictionary of the named layers' outputs."""
     import tf_keras

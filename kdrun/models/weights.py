@@ -4,6 +4,7 @@ No TensorFlow before it is there already.
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 from kdrun.errors import InputError
@@ -16,6 +17,11 @@ def save_weights(model, path: Path) -> None:
     Made in memory first, then written as bytes: HDF5 takes the process with it where the disk is full when it closes a
     file.
     """
+    files.write_bytes(path, _in_memory(model).getbuffer())
+
+
+def _in_memory(model) -> io.BytesIO:
+    """A file of a model's weights."""
     from tf_keras.src.saving import saving_lib
 
     memory = io.BytesIO()
@@ -24,7 +30,7 @@ def save_weights(model, path: Path) -> None:
     save = saving_lib._save_state  # noqa: SLF001 - the same for any store, under no other name
     save(model, weights_store=store, assets_store=None, inner_path="", visited_trackables=set())
     store.close()
-    files.write_bytes(path, memory.getbuffer())
+    return memory
 
 
 def load_weights(model, path: Path) -> None:
@@ -37,6 +43,68 @@ def load_weights(model, path: Path) -> None:
         raise InputError(
             f"{path} is damaged, or of another network ({said[:200]}). Give another run, or train it anew."
         ) from error
+
+
+def load_matching(model, path: Path) -> int | None:
+    """Give a network the weights in a .weights.h5 file of the same net; where that tells other classes apart, all but
+    the classifier's, which stay.
+
+    Returns how many classes the file's classifier tells apart, where that is not taken, else None. Raises InputError
+    where the file is of another net, with what differs.
+    """
+    import h5py
+    from tf_keras.src.saving import saving_lib
+
+    check(path)
+    memory = _in_memory(model)
+    with h5py.File(memory, "r+") as ours, h5py.File(path, "r") as theirs:
+        kept = _classifier(path, _arrays(ours), _arrays(theirs), model.output.shape[-1])
+        for name, array in _arrays(ours).items():
+            if name not in kept:
+                array[...] = theirs[name][()]
+        classes = theirs[kept[0]].shape[-1] if kept else None
+    store = saving_lib.H5IOStore(memory, mode="r")
+    load = saving_lib._load_state  # noqa: SLF001 - as model.load_weights does, of a file that need not be on disk
+    load(model, weights_store=store, assets_store=None, inner_path="", visited_trackables=set())
+    store.close()
+    return classes
+
+
+def check(path: Path) -> None:
+    """Raises InputError for what is no file of weights, or a damaged one."""
+    try:
+        check_numbers(path)
+    except Exception as error:  # whatever HDF5 and h5py raise for what is not theirs
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is damaged, or no .weights.h5 file ({said[:200]}). Give another one.") from error
+
+
+def _arrays(file) -> dict:
+    """All arrays in an HDF5 file by name."""
+    items: list = []
+    file.visititems(lambda name, item: items.append((name, item)))
+    return {name: item for name, item in items if hasattr(item, "dtype")}
+
+
+def _classifier(path: Path, ours: Mapping, theirs: Mapping, num_classes: int) -> list[str]:
+    """The arrays of a net's classifier, where a file's tells other classes apart; else none. Raises InputError where
+    other arrays differ in shape: only of the last layer can the outputs be others and no inputs with them."""
+    if odd := sorted(ours.keys() ^ theirs.keys()):
+        whose = "lacks" if odd[0] in ours else "has beside it"
+        raise InputError(
+            f"{path} is of another net: it has {len(theirs)} arrays of weights, this one has {len(ours)}; it {whose} "
+            f"{odd[0]}. Give the weights of the same net."
+        )
+    differ = [name for name in ours if ours[name].shape != theirs[name].shape]
+    layers = {name.rpartition("/")[0] for name in differ}
+    for name in differ:
+        (*before, last), (*there, _) = ours[name].shape or (0,), theirs[name].shape or (0,)
+        if len(layers) > 1 or before != there or last != num_classes:
+            raise InputError(
+                f"{path} is of another net: {name} is {list(theirs[name].shape)} there, {list(ours[name].shape)} here. "
+                "Give the weights of the same net."
+            )
+    return differ
 
 
 def check_numbers(path: Path) -> None:

@@ -21,7 +21,8 @@ class FlatOptimizer(tf.Module):
     """An optimizer over the concatenation of `variables`, which follow it after every step.
 
     On a CPU, from `compile_from` weights on, XLA makes one loop of an update that is many operations, each of which
-    goes through all weights. It rounds otherwise.
+    goes through all weights. It rounds otherwise. `factors` are what the learning rate is times for the first
+    variables, where it is not the same for all.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class FlatOptimizer(tf.Module):
         optimizer: Mapping,
         variables: Sequence[tf.Variable],
         scale_loss: bool = False,
+        factors: Sequence[float] = (),
         compile_from: int = _COMPILE_FROM,
     ):
         super().__init__()
@@ -40,6 +42,10 @@ class FlatOptimizer(tf.Module):
         if keys.get("weight_decay") and (self._coupled or optimizer.get("decay") == "weights"):
             self._decay = keys["weight_decay"] * _decaying(self.variables_, optimizer.get("decay", "all"))
             keys = {**keys, "weight_decay": 0.0}  # ours to do, then
+        self._factors, self._most = None, max([1.0, *factors])
+        if factors:  # at most 1: what is scaled up is rounded before that
+            of_each = [f / self._most for f in (*factors, *[1.0] * (len(self.variables_) - len(factors)))]
+            self._factors = _concatenate([tf.fill(v.shape, f) for v, f in zip(self.variables_, of_each, strict=True)])
         self.optimizer = entry.call(**keys)
         self.flat = tf.Variable(_concatenate(self.variables_), name="weights")
         if isinstance(self.optimizer, tf_keras.optimizers.legacy.Optimizer):
@@ -76,7 +82,7 @@ class FlatOptimizer(tf.Module):
         gradients = tape.gradient(loss, self.variables_, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         if self.scales_loss:
             gradients = self.optimizer.get_unscaled_gradients(gradients)
-        self.learning_rate.assign(learning_rate)
+        self.learning_rate.assign(learning_rate if self._factors is None else self._most * learning_rate)
         gradient = _concatenate(gradients)
         self._update(gradient if self._clip_norm is None else clipped(gradient, self._clip_norm))
         sizes = [v.shape.num_elements() for v in self.variables_]
@@ -92,6 +98,14 @@ class FlatOptimizer(tf.Module):
             variable.assign(value)
 
     def _apply(self, gradient: tf.Tensor) -> None:
+        if self._factors is None:
+            return self._step(gradient)
+        before = self.flat.value()
+        self._step(gradient)
+        # every update is proportional to the learning rate
+        self.flat.assign(before + self._factors * (self.flat - before))
+
+    def _step(self, gradient: tf.Tensor) -> None:
         if self._decay is not None and self._coupled:
             gradient += self._decay * self.flat
         elif self._decay is not None:

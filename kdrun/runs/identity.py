@@ -9,6 +9,7 @@ from pathlib import Path
 from kdrun import registry
 from kdrun.config.keys import DATA
 from kdrun.config.schema import depended_on, depended_on_optimizer, for_role
+from kdrun.errors import InputError
 from kdrun.runs import code
 from kdrun.storage import files, manifest
 
@@ -73,6 +74,26 @@ def of_chain(config: Mapping, dataset_sha256: str, transfer_sha256: str | None =
     }
 
 
+def of_initial_weights(config: Mapping, role: str) -> dict:
+    """What a role's net depends on beside drawn weights: those that it begins with, what is frozen, the learning rate
+    of what is new; nothing where there is none of these. Raises InputError where there is no such file."""
+    keys = ("initial_weights", "freeze", "new_learning_rate")
+    found = {key: config[role][key] for key in keys if config[role].get(key) is not None}
+    if given := found.get("initial_weights"):
+        found["initial_weights"] = files.sha256(weights_file(f"{role}.initial_weights", given))
+    return found
+
+
+def weights_file(key: str, given: str) -> Path:
+    """The file of weights that a run directory or a file's name stands for. Raises InputError where there is none."""
+    path = Path(given)
+    file = path / "checkpoints" / "best.weights.h5" if path.is_dir() else path
+    if not file.is_file():
+        what = "a run directory with weights" if path.is_dir() else "there"
+        raise InputError(f"{key}: {given} is not {what}. Give a run directory, or a .weights.h5 file.")
+    return file
+
+
 def of_data(data: Mapping) -> dict:
     """The keys of data that a result depends on, beside the dataset's fingerprint: not in which kind of file it is, but
     for a source of the user's own, of which nobody knows what its keys do."""
@@ -103,6 +124,7 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
         "evaluation_batch_size": config["evaluation_batch_size"],
         "precision": config["precision"],
         "optimizer": depended_on_optimizer(optimizer),
+        **of_initial_weights(config, role),
         "data": of_data(for_role(config, role)["data"]),
         "dataset_sha256": dataset_sha256,
         "code": {**_code(used), "data": code.of_module(_DATA / "datasets.py")},

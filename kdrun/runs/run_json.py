@@ -101,6 +101,7 @@ RECORD = {
     "room_needed?": count,
     "teachers?": [TEACHER],
     "adjusted?": TEACHER,
+    "initial_weights?": TEACHER,
     "overlap?": count,
     "validation_images?": count,
     "findings?": [str],

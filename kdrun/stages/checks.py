@@ -14,7 +14,7 @@ from kdrun.models import build as models
 from kdrun.objectives import selection
 from kdrun.runs import directory
 from kdrun.runs import record as runs
-from kdrun.teachers import cache, checkpoint, logits_file, overlap
+from kdrun.teachers import cache, checkpoint, initial, logits_file, overlap
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ def _part(config: Mapping, part: str, role: str) -> None:
         )
     _optimizer(config, part, role)
     _model(config, role, data["normalise"])
+    initial.check(config, role, dataset)
     smallest = models.smallest_image_size(config[role]["model"])
     if (size := config[role]["image_size"]) < smallest:
         key = "data.image_size" if size == config["data"]["image_size"] else f"{role}.image_size"
@@ -232,6 +233,12 @@ def teachers(
             f"objective={asked_for}, student.classifier={config['student']['classifier']}: {given} cannot give a "
             "network's features or classifier. Take an objective on logits, or the run of one teacher."
         )
+    begins = [key for key in ("initial_weights", "freeze") if config["student"][key] is not None]
+    if begins and config["student"]["classifier"] == "teacher":
+        raise InputError(
+            "student.classifier=teacher: the student begins with the teacher's classifier and a projection of its own. "
+            f"Leave out {', '.join(f'student.{key}' for key in begins)}."
+        )
     if layers:
         ours = [*models.features(config["student"]["model"])]
         ours += ["projection"] * (config["student"]["classifier"] == "teacher")
@@ -273,6 +280,7 @@ def peers(config: Mapping) -> None:
         "teacher.shuffle": teacher["shuffle"] != "none",
         "student.classifier=teacher": config["student"]["classifier"] == "teacher",
         "distill.mixup": bool(config["distill"]["mixup"]),
+        "student.initial_weights, with which all would be alike": config["student"]["initial_weights"] is not None,
         "objectives on features": bool(selection.layers(config["objective"])),
         "objectives without a teacher": not selection.need_teacher(config["objective"]),
     }

@@ -1,6 +1,5 @@
 """Distilling the teacher into the student."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,7 @@ from kdrun.registry import register
 from kdrun.runs import identity
 from kdrun.runs.recording import recording
 from kdrun.stages import checks
-from kdrun.teachers import overlap, sources
-
-log = logging.getLogger(__name__)
+from kdrun.teachers import initial, overlap, sources
 
 
 def check(config: Mapping, overrides: Sequence[str]) -> None:
@@ -51,15 +48,14 @@ def distill(config: Mapping, run_dir: Path) -> dict:
     from kdrun.runtime import precision
     from kdrun.stages import job
     from kdrun.teachers import checkpoint, supervisors
-    from kdrun.training.job import AS_DRAWN, InitialWeights, SupervisionSpec
+    from kdrun.training.job import InitialWeights, SupervisionSpec
 
     found = sources.resolve(config) if sources.are_needed(config) else []
     labelled, unlabelled = datasets.load(config["data"], config["seed"]), transfer.load(config["data"])
     teachers = [sources.described(each) for each in found]
-    facts = {"seed": config["seed"], "dataset_sha256": labelled.sha256, "teachers": teachers}
-    if seen := overlap.count(config, [each for teacher in teachers for each in teacher.get("trained_on", ())]):
-        facts["overlap"] = seen
-        log.warning("distill: the teacher has trained on %s of the student's validation images", f"{seen:,}")
+    begins = initial.facts(config, "student")
+    facts = {"seed": config["seed"], "dataset_sha256": labelled.sha256, "teachers": teachers, **begins}
+    facts |= overlap.found(config, "the teacher" if teachers else "what it begins as", [*teachers, *begins.values()])
     weights, dataset = [sources.weights_of(each) for each in found], labelled
     depends = identity.of_distilled(config, labelled.sha256, weights, unlabelled and unlabelled.sha256)
     if unlabelled:
@@ -68,7 +64,7 @@ def distill(config: Mapping, run_dir: Path) -> dict:
             dataset = transfer.added(labelled, unlabelled)
     with recording(run_dir, config, depends, **facts) as record:
         precision.prepare_machine()
-        model, initial_weights = config["student"]["model"], AS_DRAWN
+        model, initial_weights = config["student"]["model"], initial.of_role(config, "student")
         if config["student"]["classifier"] == "teacher":
             classifier = surgery.classifier(checkpoint.load(found[0], "float32")).get_weights()
             model = {**model, "projection_units": len(classifier[0])}

@@ -33,6 +33,11 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     if config["data"]["transfer"]:
         raise InputError("data.transfer: specialists have no teacher, and learn from labels. Leave it out.")
     checks.training(config, ("teacher", "teacher"), ("specialist", "teacher"))
+    if given := [key for key in ("initial_weights", "freeze") if config["teacher"][key] is not None]:
+        raise InputError(
+            f"teacher.{given[0]}: specialists begin as the generalist, and are trained as a whole. Leave it out; for "
+            "the generalist, run stage=teacher with it and give run=RUN_DIRECTORY."
+        )
     if config["run"] != "auto":
         checks.taken(config["run"])
         sources.check(config, config["run"], "run")

@@ -8,6 +8,7 @@ from kdrun.registry import register
 from kdrun.runs import identity
 from kdrun.runs.recording import recording
 from kdrun.stages import checks
+from kdrun.teachers import initial, overlap
 
 
 def check_teacher(config: Mapping, overrides: Sequence[str]) -> None:
@@ -43,7 +44,7 @@ def of_student(config: Mapping) -> dict:
 )
 def teacher(config: Mapping, run_dir: Path) -> dict:
     """Train the teacher on labels."""
-    return _on_labels(config, run_dir, config["teacher"], config["teacher"]["seed"], of_teacher(config))
+    return _on_labels(config, run_dir, "teacher", config["teacher"]["seed"], of_teacher(config))
 
 
 @register(
@@ -58,15 +59,24 @@ def teacher(config: Mapping, run_dir: Path) -> dict:
 )
 def student(config: Mapping, run_dir: Path) -> dict:
     """Train the student on labels alone: the baseline of distilling."""
-    return _on_labels(config, run_dir, config["student"], config["seed"], of_student(config))
+    return _on_labels(config, run_dir, "student", config["seed"], of_student(config))
 
 
-def _on_labels(config: Mapping, run_dir: Path, role: Mapping, seed: int, depends: Mapping) -> dict:
+def _on_labels(config: Mapping, run_dir: Path, role: str, seed: int, depends: Mapping) -> dict:
     from kdrun.stages import job
 
-    dataset, others = datasets.load(config["data"], seed), transfer.load(config["data"])
-    with recording(run_dir, config, depends, seed=seed, dataset_sha256=dataset.sha256) as record:
+    dataset, others, own = datasets.load(config["data"], seed), transfer.load(config["data"]), config[role]
+    begins = initial.facts(config, role)
+    facts = {
+        "seed": seed,
+        "dataset_sha256": dataset.sha256,
+        **begins,
+        **overlap.found(config, "what it begins as", begins.values()),
+    }
+    with recording(run_dir, config, depends, **facts) as record:
         length = transfer.images_per_epoch(dataset, others)
         shown = preparation.of_data(config["data"], dataset)
-        settings = job.settings_of(config, role, seed, shown, images_per_epoch=length)
-        return job.train(job.training_job(config, dataset, role["model"], settings), config, run_dir, record)
+        settings = job.settings_of(config, own, seed, shown, images_per_epoch=length)
+        initial_weights = initial.of_role(config, role)
+        made = job.training_job(config, dataset, own["model"], settings, initial_weights=initial_weights)
+        return job.train(made, config, run_dir, record)

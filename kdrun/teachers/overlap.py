@@ -4,18 +4,21 @@ Of one data set, as positions among its training images: what a run trains on is
 never trained on.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from kdrun.config.schema import for_role
 from kdrun.data import datasets
 from kdrun.errors import InputError
 
+log = logging.getLogger(__name__)
+
 Range = tuple[int, int | None]  # from a position to below another; None: to the end
 
 
 def trained_on(record: Mapping) -> list[Range]:
-    """What the network of a run has learned from, and those who taught it."""
-    parents = [*record.get("teachers", ()), *([record["adjusted"]] if "adjusted" in record else [])]
+    """What the network of a run has learned from, those who taught it, and the one that it began as."""
+    parents = [*record.get("teachers", ()), *(record[key] for key in ("adjusted", "initial_weights") if key in record)]
     of_parents = [tuple(each) for parent in parents for each in parent.get("trained_on", ())]
     data = record["config"]["data"]
     held_out = record.get("validation_images", data["validation_size"])  # before it was recorded, it was a number
@@ -36,6 +39,15 @@ def count(config: Mapping, learned_from: Iterable[Range]) -> int:
     held_out = datasets.validation_count(data)
     seen = {place for first, end in learned_from for place in range(first, held_out if end is None else end)}
     return sum(place < held_out for place in seen)
+
+
+def found(config: Mapping, who: str, parents: Iterable[Mapping]) -> dict[str, int]:
+    """What a run's record says of the student's validation images that its parents, as a record has them, have trained
+    on; nothing where there are none. It is logged, of `who`."""
+    seen = count(config, [each for parent in parents for each in parent.get("trained_on", ())])
+    if seen:
+        log.warning("%s: %s has trained on %s of the student's validation images", config["stage"], who, f"{seen:,}")
+    return {"overlap": seen} if seen else {}
 
 
 def check(config: Mapping, learned_from: Sequence[Range], teacher: str) -> None:

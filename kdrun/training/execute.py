@@ -34,6 +34,7 @@ class Program:
     run_steps: Callable[..., tf.Tensor]
     infer: Infer
     on_disk: Images | None = None  # the training images, where they are not in the device's memory
+    begins: str | None = None  # which weights it begins with, for the log, where they are not those drawn
     latency: dict[str, float] = field(default_factory=dict)  # measured once: a later job's weights take as long
 
 

@@ -32,10 +32,15 @@ class SupervisionSpec(NamedTuple):
 
 
 class InitialWeights(NamedTuple):
-    """How a model gets weights other than those that are drawn, and all that they depend on, as plain values."""
+    """How a model gets weights other than those that are drawn, and all that they depend on, as plain values.
+
+    `assign(model)` may return which these are, for the log; `factors(model)` is what the learning rate is times for
+    each of its trainable variables.
+    """
 
     compile_key: Mapping
     assign: Callable
+    factors: Callable | None = None
 
 
 ON_LABELS = SupervisionSpec({}, lambda: LABELS_ALONE)
@@ -133,6 +138,8 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
         settings.batch_size,
         run_dir,
     )
+    if program.begins:
+        log.info("%s: begins with %s", job.name, program.begins)
     results = loop.train(program, job.dataset, settings, run_dir, trackers, job.save_every)
     if job.measure_latency:
         if not program.latency:
@@ -145,19 +152,22 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
 
 
 def _build(job: TrainingJob) -> Program:
+    begins: list[str | None] = []
+
     def build(seed: int):
         model = models.build(job.model, job.image_shape, job.dataset.num_classes, seed, job.policy)
         models.initialise(model, job.model)
-        job.initial_weights.assign(model)
+        begins.append(job.initial_weights.assign(model))
         return model
 
     supervision = job.supervision.build()  # before the student: a teacher may be asked now and let go of
     scale_loss = job.policy == "mixed_float16"
-    network = Network(build, job.settings.seed, job.settings.optimizer, scale_loss, supervision)
+    factors = job.initial_weights.factors
+    network = Network(build, job.settings.seed, job.settings.optimizer, scale_loss, supervision, factors)
     on_device = is_on_device(job.on_device, job.dataset.train.images)
     run_steps = compiled_steps(network, job.dataset.train, job.settings, on_device)
     on_disk = None if on_device else job.dataset.train.images
-    return Program(network, run_steps, _inference(job, network.model), on_disk)
+    return Program(network, run_steps, _inference(job, network.model), on_disk, begins[0])
 
 
 def _inference(job: TrainingJob, model) -> Infer:

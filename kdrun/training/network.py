@@ -29,7 +29,8 @@ class Network:
     """A model, what it learns from, the weights that this needs, and its optimizer.
 
     `build(seed)` makes the model with its initial weights; its `peers` are made with relative seeds. A second call
-    for another seed is made for its values alone.
+    for another seed is made for its values alone. `factors(model)` is what the learning rate is times for each of the
+    model's trainable variables.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Network:
         optimizer: Mapping,
         scale_loss: bool,
         supervision: Supervision = LABELS_ALONE,
+        factors: Callable | None = None,
     ):
         self._build = build
         self.model = build(seed)
@@ -48,7 +50,8 @@ class Network:
         call_on_zeros(supervision, self.model, self.learned)
         trained = [v for model in (self.model, *self.peers) for v in model.trainable_variables]
         trained += self.learned.trainable_variables
-        self.optimizer = FlatOptimizer(optimizer, trained, scale_loss)
+        of_model = factors(self.model) if factors else []
+        self.optimizer = FlatOptimizer(optimizer, trained, scale_loss, of_model)
         # batch norm's moving statistics, too: those of now are not those of averaged weights
         of_models = [v for model in (self.model, *self.peers) for v in model.variables]
         self.average = Average(of_models, optimizer["ema"]) if optimizer.get("ema") else None

@@ -27,6 +27,9 @@ _VALUES = {
     "step_epochs": [2],
     "clip_norm": 1.0,
     "ema": 0.9,
+    "initial_weights": __file__,
+    "freeze": 1,
+    "new_learning_rate": 0.01,
 }
 # two words, of which one is another
 _WORDS = {

@@ -293,6 +293,23 @@ def test_decay_of_weights_alone_and_in_the_gradient_against_the_formula(name, ho
         np.testing.assert_allclose(variable.numpy(), w, rtol=1e-5, atol=2e-3 * moved)
 
 
+@pytest.mark.parametrize("factor", [20.0, 0.05])
+@pytest.mark.parametrize("name", ["adabelief-decay", "adam", "adam-decay", "sgd-nesterov-decay", "sgd-momentum"])
+def test_a_learning_rate_of_some_variables_own_against_the_formula(name, factor):
+    keys, shapes = EVERY[name], [(4, 3), (5,), (), (2, 3)]
+    values, gradients = _initial(shapes), _gradients(30, shapes)
+    gradients = [np.sign(g) * (0.1 + np.abs(g)) for g in gradients]
+    factors = [1.0, factor, factor]  # those after are beside the network
+    _, flat = _train_flat(keys, values, gradients, RATES[:30], factors=factors)
+    formula = {"adabelief": _adabelief, "adam": _adam, "sgd": _sgd}[keys["name"]]
+    for variable, value, gradient, times in zip(flat, values, gradients, [*factors, 1.0], strict=True):
+        w, state = value.astype(np.float64), {"m": 0.0, "s": 0.0}
+        for t, (g, rate) in enumerate(zip(gradient.astype(float), times * RATES[:30].astype(float), strict=True), 1):
+            w = formula(w, g, t, state, rate, keys)
+        moved = np.abs(w - value).max()
+        np.testing.assert_allclose(variable.numpy(), w, rtol=1e-5, atol=2e-3 * moved)
+
+
 def test_decay_that_is_nothing_or_of_all_is_the_optimizers_own():
     values, gradients = _initial(), _gradients(5)
     for keys in (EVERY["sgd-nesterov-decay"] | {"decay": "all", "coupled": False}, SGD | {"decay": "weights"}):

@@ -47,6 +47,7 @@ _DISTILLING = ["temperature", "temperature_end", "alpha", "alpha_end", "alpha_wa
 _OF_SEVERAL = ["seeds", "teachers", "controls", "arms"]  # of which one network is one
 _TRAINING = ["epochs", "patience", "batch_size"]
 _OF_A_ROLE = ["image_size", "normalise", "augment", "train_on_validation"]
+_OF_A_ROLE += ["initial_weights", "freeze", "new_learning_rate"]
 # What a stage's network does not depend on: another's keys, and what the sums of the teachers' weights stand for.
 OF_OTHERS = {
     "teacher": [

@@ -169,6 +169,7 @@ COMMANDS = {
         ["stage=distill", *SMALL, *CONVNET, "epochs=6", "objective=[kd,contrastive,variational]", "temperature_end=1"],
         signal.SIGTERM,
     ),
+    "fine-tuning": (["stage=student", *SMALL, *CONVNET, "epochs=6", "student.freeze=conv1"], signal.SIGTERM),
     "distilling, live": (["stage=distill", *SMALL, *CONVNET, "epochs=6", "teacher.cache=off"], signal.SIGTERM),
 }
 
@@ -181,7 +182,11 @@ QUICK = ("student, SIGINT", "distilling")
     [pytest.param(*each, id=name, marks=[] if name in QUICK else pytest.mark.slow) for name, each in COMMANDS.items()],
 )
 def test_a_run_that_is_stopped_goes_on_and_ends_with_the_same_bits(command, number, teacher, tmp_path, capsys):
-    command = [*command, teacher] if "stage=distill" in command else command
+    given = {
+        "stage=distill": teacher,
+        "student.freeze=conv1": teacher.replace("teacher.run", "student.initial_weights"),
+    }
+    command = [*command, *(each for word, each in given.items() if word in command)]
     run_dir = stopped(tmp_path / "stopped", number, *command)
     said = f"kdrun: Stopped by {number.name}. Go on with: kdrun resume={run_dir}\n"
     assert capsys.readouterr().err.endswith(said)  # after what TensorFlow thinks of half precision

@@ -80,6 +80,11 @@ FREE = {
         for key in ("run", "model", "seed", "epochs", "patience", "batch_size", "augment", "train_on_validation")
     },
     **{f"teacher.{key}": "its run has its own" for key in ("image_size", "normalise")},
+    **{
+        f"{role}.{key}": "of training"
+        for role in ("teacher", "student")
+        for key in ("initial_weights", "freeze", "new_learning_rate")
+    },
     "teacher.overlap": "what is refused",
     "teacher.logits": "instead of them",
     "teacher.cache": "whether they are kept",

@@ -27,10 +27,12 @@ GOLDEN = Path(__file__).with_name("golden")
 PRESETS = ["", *(name for name in choices("experiment") if not name.startswith("cifar100/"))]  # which came since
 # keys that came since, which no result of before depends on
 _BEGINS = ("initial_weights", "freeze", "new_learning_rate")
+_MIXING = ("mixup", "cutmix", "label_smoothing")
 _AUGMENT = ("resized_crop", "colour", "cutout", "views", "seed")
 NEW: tuple[str, ...] = ("data.on_device", "data.split", "data.split_seed", "data.transfer", "data.transfer_store")
 NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("image_size", "normalise", *_BEGINS))
-NEW += ("data.normalise",)
+NEW += ("data.normalise", "distill.cutmix", "distill.label_smoothing")
+NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in _MIXING)
 _OPTIMIZER = ("decay", "coupled", "clip_norm", "ema", "step_epochs", "step_factor")
 NEW += tuple(f"{role}optimizer.{key}" for role in ("", "teacher.", "student.") for key in _OPTIMIZER)
 NEW += tuple(f"{part}.augment.{key}" for part in ("data", "teacher", "student") for key in _AUGMENT)

@@ -32,7 +32,6 @@ _DISTILLING_ALONE = (
     "teachers",
     "teacher_inference_batch_size",
     "classifier",
-    "mixup",
     "peers",
     "objective_code",
 )
@@ -130,6 +129,8 @@ def _identified(record: Mapping, labels: np.ndarray) -> dict:
             for teacher in teachers
         ]
     student = {key: value for key, value in identity.items() if key not in (*_DISTILLING_ALONE, "teacher")}
+    if not student.get("mixup"):  # which a student alone has where it is something
+        student.pop("mixup", None)
     study = {
         key: identity.get(key) for key in ("format", "model", "data", "dataset_sha256", "num_classes", "test_labels")
     }

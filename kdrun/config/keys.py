@@ -46,7 +46,15 @@ class Training(TypedDict):
     batch_size: Count
 
 
-class Role(Training):
+class Mixing(TypedDict):
+    """What a network is trained on instead of images and their labels as they are."""
+
+    mixup: Amount
+    cutmix: Amount
+    label_smoothing: Annotated[float, rules.number(0, 1, high_included=False)]
+
+
+class Role(Training, Mixing):
     """What teacher and student each have of their own."""
 
     image_size: Pixels
@@ -81,11 +89,10 @@ class Student(Role):
     classifier: Annotated[str, one_of("own", "teacher")]
 
 
-class Distill(Training):
+class Distill(Training, Mixing):
     """How a student is distilled."""
 
     peers: Annotated[int, integer(0, 16)]
-    mixup: Amount
 
 
 class Data(TypedDict):

@@ -135,7 +135,8 @@ _LATER_OF_AUGMENT: dict[str, Any] = {
 
 LATER_OF_OPTIMIZER: dict[str, Any] = {"decay": "all", "coupled": False, "clip_norm": None, "ema": None}
 LATER_OF_OPTIMIZER |= {"step_epochs": None, "step_factor": 0.1}
-_LATER_OF_ROLES: dict[str, Any] = {"initial_weights": None, "freeze": None, "new_learning_rate": None}
+LATER_OF_TRAINING: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
+_LATER_OF_ROLES = {"initial_weights": None, "freeze": None, "new_learning_rate": None, **LATER_OF_TRAINING}
 _LATER_OF_DATA: dict[str, Any] = {
     **{"split": "first", "split_seed": 0, "on_device": "auto"},
     **{"transfer": None, "transfer_store": "outputs/.cache/images"},
@@ -162,7 +163,8 @@ def with_later_keys(config: Mapping) -> dict:
     leaves, later = dict(flatten(config)), {**_LATER, "augment": _LATER_OF_AUGMENT}
     role = {**later, **_LATER_OF_ROLES, "image_size": leaves["data.image_size"], "optimizer": LATER_OF_OPTIMIZER}
     of_data = {**later, **_LATER_OF_DATA}
-    missing = flatten({"data": of_data, "optimizer": LATER_OF_OPTIMIZER, "teacher": role, "student": role})
+    of_all = {"data": of_data, "optimizer": LATER_OF_OPTIMIZER, "distill": LATER_OF_TRAINING}
+    missing = flatten({**of_all, "teacher": role, "student": role})
     return nested({**leaves, **{key: value for key, value in missing if key not in leaves}})
 
 

@@ -116,13 +116,33 @@ def multi_level(
     return tf.cast(total, tf.float32)
 
 
-def cross_entropy(z: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor | None = None) -> tf.Tensor:
-    """Mean cross-entropy of integer labels [batch] under softmax(z); float32 scalar. With `counts`, float32 [batch],
-    each image counts so many times in the mean's sum; where that is 0, its label may be below zero."""
-    if counts is not None:
-        labels = tf.maximum(labels, 0)
-    each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(z, tf.float32))
-    return tf.reduce_mean(each if counts is None else counts * each)
+def cross_entropy(
+    z: tf.Tensor,
+    labels: tf.Tensor,
+    counts: tf.Tensor | None = None,
+    own_share: tf.Tensor | None = None,
+    smoothing: float = 0.0,
+) -> tf.Tensor:
+    """Mean cross-entropy of integer labels [batch] under softmax(z); float32 scalar.
+
+    With `counts`, float32 [batch], each label counts so many times in the mean's sum; where that is 0, it may be below
+    zero. Of mixed images, whose `own_share` is how much of each is its own, that of two labels: the rest is the label
+    of the one opposite in the batch (arXiv 1710.09412). With `smoothing` e it is of (1 - e) label + e / classes (arXiv
+    1512.00567, section 7).
+    """
+    z = tf.cast(z, tf.float32)
+
+    def of(labels: tf.Tensor, counts: tf.Tensor | None) -> tf.Tensor:
+        each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels if counts is None else tf.maximum(labels, 0), z)
+        if smoothing:
+            each = (1.0 - smoothing) * each - smoothing * tf.reduce_mean(tf.nn.log_softmax(z), axis=-1)
+        return each if counts is None else counts * each
+
+    found = of(labels, counts)
+    if own_share is not None:
+        others = of(tf.reverse(labels, [0]), None if counts is None else tf.reverse(counts, [0]))
+        found = own_share * found + (1.0 - own_share) * others
+    return tf.reduce_mean(found)
 
 
 def divergence(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdrun import registry
 from kdrun.config.schema import for_role
-from kdrun.data import augmentation, datasets, preparation, report, transfer
+from kdrun.data import augmentation, datasets, mixing, preparation, report, transfer
 from kdrun.errors import InputError
 from kdrun.models import build as models
 from kdrun.objectives import selection
@@ -246,8 +246,8 @@ def teachers(
         assert theirs is not None  # who names no sources says what is trained
         expanded = selection.expanded(objective, ours, [*models.features(theirs)])
         selection.check_kinds(expanded, models.maps(config["student"]["model"]), models.maps(theirs))
-    if config["distill"]["mixup"]:
-        _mixup(config, of_a_file)
+    if mixing.is_on(config["distill"]):
+        _mixed(config, of_a_file)
     if teacher["shuffle"] != "none" and count and (layers or not (of_a_file or cache.wanted(config))):
         raise InputError(
             f"teacher.shuffle={teacher['shuffle']} permutes the teacher's kept logits, and here the teacher runs live. "
@@ -280,6 +280,7 @@ def peers(config: Mapping) -> None:
         "teacher.shuffle": teacher["shuffle"] != "none",
         "student.classifier=teacher": config["student"]["classifier"] == "teacher",
         "distill.mixup": bool(config["distill"]["mixup"]),
+        "distill.cutmix": bool(config["distill"]["cutmix"]),
         "student.initial_weights, with which all would be alike": config["student"]["initial_weights"] is not None,
         "objectives on features": bool(selection.layers(config["objective"])),
         "objectives without a teacher": not selection.need_teacher(config["objective"]),
@@ -291,19 +292,19 @@ def peers(config: Mapping) -> None:
         )
 
 
-def _mixup(config: Mapping, of_a_file: bool) -> None:
+def _mixed(config: Mapping, of_a_file: bool) -> None:
     """Raises InputError for what mixed images cannot go with."""
+    given = ", ".join(f"distill.{key}={value:g}" for key in ("mixup", "cutmix") if (value := config["distill"][key]))
     if config["teacher"]["cache"] == "on" or config["teacher"]["cache_features"] or of_a_file:
         raise InputError(
-            "distill.mixup shows the student images that no kept answers are of. Leave out teacher.cache=on, "
+            f"{given} shows the student images that no kept answers are of. Leave out teacher.cache=on, "
             "teacher.cache_features and teacher.logits: the teacher then runs live, on the same images."
         )
-    labelled = selection.need_labels(config["objective"])
-    if config["alpha"] != 1 or config["alpha_end"] not in (None, 1.0) or config["alpha_warmup_epochs"] or labelled:
+    if selection.need_labels(config["objective"]):
         raise InputError(
-            f"distill.mixup={config['distill']['mixup']:g} mixes images, which then have no label. Set alpha=1 without "
-            "alpha_end and alpha_warmup_epochs, and take an objective without labels, as objective=function_matching "
-            "does."
+            f"{given} mixes images, which then have two labels: cross-entropy takes both, and "
+            f"objective={'+'.join(selection.chosen(config['objective']))} asks for one. Take an objective without "
+            "labels, as kd."
         )
 
 

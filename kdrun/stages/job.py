@@ -10,6 +10,7 @@ import rich.progress  # noqa: F401 - now, as the next one, and not while a run's
 
 import kdrun.tracking.summaries  # noqa: F401
 from kdrun import registry
+from kdrun.config.keys import Mixing
 from kdrun.data import augmentation, datasets, report
 from kdrun.data.preparation import Preparation, recorded
 from kdrun.errors import InputError
@@ -46,6 +47,7 @@ def settings_of(
         temperature=Annealed(config["temperature"], config["temperature_end"]),
         alpha=Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
         annealing=config["annealing"],
+        **{key: training.get(key, 0.0) for key in Mixing.__annotations__},
         **distillation,
     )
 
@@ -55,7 +57,6 @@ def distillation_settings(config: Mapping) -> dict[str, Any]:
     return {
         "weights": [Annealed(*each) for each in selection.weights(config["objective"])],
         "shuffle": config["teacher"]["shuffle"],
-        "mixup": config["distill"]["mixup"],
     }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kdrun.data import augmentation
+from kdrun.data import augmentation, mixing
 from kdrun.errors import InputError, KdrunError
 from kdrun.runtime import locks
 from kdrun.storage import arrays, files, manifest
@@ -35,7 +35,9 @@ Ask = Callable[[str], Iterator[np.ndarray]]
 def wanted(config: Mapping) -> bool:
     """Whether the configured distil run reads its teacher's logits from here; see conf/config.yaml."""
     asked, shown = config["teacher"]["cache"], augmentation.of(config["data"])
-    few = (shown.view_count == 1 or (shown.views is not None and shown.is_drawn)) and not config["distill"]["mixup"]
+    few = (shown.view_count == 1 or (shown.views is not None and shown.is_drawn)) and not mixing.is_on(
+        config["distill"]
+    )
     return asked == "on" or (asked == "auto" and few)
 
 

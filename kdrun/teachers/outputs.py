@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from kdrun.config.keys import DATA
 from kdrun.config.schema import ALL_IMAGES, depended_on
-from kdrun.data import augmentation, preparation
+from kdrun.data import augmentation, mixing, preparation
 from kdrun.data.datasets import Dataset
 from kdrun.errors import KdrunError
 from kdrun.evaluation import metrics
@@ -37,7 +37,7 @@ def why_live(config: Mapping, dataset: Dataset) -> str:
     """The reason that they are not kept, for the log."""
     if config["teacher"]["cache"] == "off":
         return "teacher.cache=off"
-    if config["distill"]["mixup"]:
+    if mixing.is_on(config["distill"]):
         return "no two mixed images are alike"
     if not augmentation.of(config["data"]).is_finite:
         return "augmentation shows it ever other views; data.augment.views=K would show K of each image, which are kept"

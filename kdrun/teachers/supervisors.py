@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kdrun.data import datasets, preparation
+from kdrun.data import datasets, mixing, preparation
 from kdrun.data.preparation import Preparation
 from kdrun.errors import InputError
 from kdrun.models import build as models
@@ -46,7 +46,7 @@ def compile_key(config: Mapping, sources: Sequence[Path], dataset: datasets.Data
         "cached": cache.wanted(config),
         "teachers": identity["teachers"],
         "cache_features": config["teacher"]["cache_features"],
-        "mixed": bool(config["distill"]["mixup"]),
+        "mixed": mixing.is_on(config["distill"]),
         "peers": config["distill"]["peers"],
     }
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
-from kdrun.data import batches
+from kdrun.data import batches, mixing
 from kdrun.data.datasets import Split
 from kdrun.data.rows import Images
 from kdrun.evaluation.inference import Infer
@@ -49,11 +49,12 @@ def is_on_device(asked: str, images: Images) -> bool:
 def compiled_steps(
     network: Network, split: Split, settings: Settings, on_device: bool = True
 ) -> Callable[..., tf.Tensor]:
-    """A compiled function that takes some steps: (indices, views, values, shares, draws, cached, images) -> metrics.
+    """A compiled function that takes some steps: (indices, views, values, mixes, draws, cached, images) -> metrics.
 
     Its arguments are those of step.Inputs with a first axis of steps, inputs so that changing them traces nothing
     anew; images are there where the split's are not to be held `on_device`. The metrics are float32 [steps,
-    len(step.metric_names)]. Of `settings`, batch size, preprocessing and whether images are mixed are used.
+    len(step.metric_names)]. Of `settings`, batch size, preprocessing, whether images are mixed, and label smoothing are
+    used.
     """
     supervision = network.supervision
     held = tf.constant(np.asarray(split.images)) if on_device else None
@@ -63,7 +64,7 @@ def compiled_steps(
     metrics = len(metric_names(supervision.objectives))
     batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
     values = tf.TensorSpec([None, 3 + len(supervision.objectives)], tf.float32)
-    share, draw = tf.TensorSpec([None], tf.float32), tf.TensorSpec([None, 2], tf.int32)
+    mix, draw = tf.TensorSpec([None, 5], tf.float32), tf.TensorSpec([None, 2], tf.int32)
     cached = {
         name: tf.TensorSpec([None, settings.batch_size, *array.shape[2:]], tf.float32)
         for name, array in supervision.cached.items()
@@ -71,13 +72,13 @@ def compiled_steps(
 
     images = () if on_device else tf.TensorSpec([None, settings.batch_size, *split.images.shape[1:]], tf.uint8)
 
-    @tf.function(input_signature=[batch, batch, values, share, draw, cached, images])
-    def run_steps(indices, views, values, shares, draws, cached, images):
+    @tf.function(input_signature=[batch, batch, values, mix, draw, cached, images])
+    def run_steps(indices, views, values, mixes, draws, cached, images):
         rows = tf.TensorArray(tf.float32, tf.shape(indices)[0], element_shape=[metrics])
         for k in tf.range(tf.shape(indices)[0]):
             of_step = {name: array[k] for name, array in cached.items()}
             of_images = None if on_device else images[k]
-            inputs = Inputs(indices[k], views[k], values[k], shares[k], draws[k], of_step, of_images)
+            inputs = Inputs(indices[k], views[k], values[k], mixes[k], draws[k], of_step, of_images)
             rows = rows.write(k, training_step(network, student, training_set, settings, inputs))
         return rows.stack()
 
@@ -119,11 +120,11 @@ def _inputs(program: Program, settings: Settings, size: int, asked_for: np.ndarr
     per_epoch = settings.steps_per_epoch(size)
     indices, chosen = batches.stream(settings.seed, step, count, settings.batch_size, size, views)
     values = step_values(settings, step, count, per_epoch)
-    shares = batches.shares(settings.seed, step, count, settings.mixup)
+    mixes = mixing.mixes(settings.seed, step, count, settings.mixup, settings.cutmix)
     draws = np.stack([np.full(count, settings.seed), np.arange(step, step + count)], axis=1).astype(np.int32)
     of_steps = {name: array[chosen, asked_for[indices]] for name, array in cached.items()}
     images = () if program.on_disk is None else program.on_disk[indices]
-    return indices, chosen, values, shares, draws, of_steps, images
+    return indices, chosen, values, mixes, draws, of_steps, images
 
 
 def step_values(settings: Settings, step: int, count: int, per_epoch: int) -> np.ndarray:

@@ -37,6 +37,8 @@ class Settings(NamedTuple):
     held_out: bool = True  # whether validation images are not trained on
     shuffle: str = "none"
     mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
     images_per_epoch: int | None = None
 
     def steps_per_epoch(self, training_size: int) -> int:

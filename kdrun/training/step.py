@@ -1,11 +1,13 @@
 """One training step and its losses, as plain functions of tensors; execute.py compiles them."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from kdrun.data.preparation import Preparation
+from kdrun.models.mixing import mixed, own_share
 from kdrun.models.preprocessing import gathered
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.logits import cross_entropy
@@ -30,8 +32,8 @@ class Inputs(NamedTuple):
     """What changes from step to step, for one step.
 
     indices, views: int32 [batch], which images and how each is augmented. values: float32 [3 + objectives], the
-    learning rate, temperature, alpha and the objectives' weights. share: float32 scalar, how much of an image is its
-    own where images are mixed. draw: int32 [2], a seed for random operations. cached: as in
+    learning rate, temperature, alpha and the objectives' weights. mix: float32 [5], how images are mixed, where they
+    are: see data.mixing. draw: int32 [2], a seed for random operations. cached: as in
     supervision.StepBatch. images: uint8 [batch, height, width, channels], those of `indices`, where they are not in the
     device's memory.
     """
@@ -39,7 +41,7 @@ class Inputs(NamedTuple):
     indices: tf.Tensor
     views: tf.Tensor
     values: tf.Tensor
-    share: tf.Tensor
+    mix: tf.Tensor
     draw: tf.Tensor
     cached: Mapping[str, tf.Tensor]
     images: tf.Tensor | None = None
@@ -57,7 +59,7 @@ def training_step(
     """Take a step of the student and of those that train beside it; returns the student's metrics.
 
     `forward` is the student with its features. The metrics are float32 [len(metric_names)]. Of `settings`, the
-    preprocessing and whether images are mixed are used.
+    preprocessing, whether images are mixed and label smoothing are used.
     """
     supervision = network.supervision
     learning_rate, temperature, alpha, *weights = tf.unstack(inputs.values)
@@ -65,6 +67,10 @@ def training_step(
     counts = _counts(labels, training_set.labelled)
     shown = _prepared(training_set.images, settings, inputs, supervision.preparations)
     images = shown[settings.preparation]
+    is_mixed = settings.mixup or settings.cutmix
+    share = own_share(inputs.mix, *images.shape[1:3]) if is_mixed else None
+    smoothing = settings.label_smoothing
+    label_loss = partial(cross_entropy, labels=labels, counts=counts, own_share=share, smoothing=smoothing)
     with tf.GradientTape() as tape:
         logits, features = forward(images, training=True)
         together = [logits, *(peer(images, training=True) for peer in network.peers)]
@@ -85,15 +91,15 @@ def training_step(
                 batch = StepBatch(temperature, inputs.cached, [*together[:place], *together[place + 1 :]])
                 teacher = supervision.source.outputs(batch, shown)
             objectives = supervision.objectives.values()
-            parts.append(losses(objectives, known._replace(logits=each), teacher, alpha, weights, counts))
+            parts.append(losses(objectives, known._replace(logits=each), teacher, alpha, weights, label_loss(each)))
         scaled_loss = network.optimizer.scaled(tf.add_n([loss for loss, *_ in parts]))
     network.optimizer.minimize(tape, scaled_loss, learning_rate)
     if network.average:
         network.average.update()
     correct = tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
-    loss, label_loss, *terms = parts[0]  # what is shown is the student's
+    loss, of_labels, *terms = parts[0]  # what is shown is the student's
     accuracy = tf.reduce_mean(correct if counts is None else counts * correct)
-    return tf.stack([loss, label_loss, accuracy, *terms])
+    return tf.stack([loss, of_labels, accuracy, *terms])
 
 
 def losses(
@@ -102,14 +108,12 @@ def losses(
     teacher: TeacherOutputs,
     alpha: tf.Tensor,
     weights: Sequence[tf.Tensor],
-    counts: tf.Tensor | None = None,
+    label_loss: tf.Tensor,
 ) -> list[tf.Tensor]:
     """The loss, and what it consists of: cross-entropy, distillation loss and each objective; float32 scalars.
 
-    Without objectives the loss is the cross-entropy, in which each image counts as `counts` says, float32 [batch].
-    The batch's own teacher side is not looked at.
+    Without objectives the loss is the cross-entropy, `label_loss`. The batch's own teacher side is not looked at.
     """
-    label_loss = cross_entropy(batch.logits, batch.labels, counts)
     if not objectives:
         return [label_loss, label_loss]
     batch = batch._replace(teacher_logits=teacher.logits, teacher_features=teacher.features)
@@ -134,6 +138,6 @@ def _prepared(
     raw = inputs.images if images is None else images
     places = None if images is None else inputs.indices
     shown = gathered(raw, places, inputs.indices, inputs.views, settings.augmentation, ways)
-    if settings.mixup:  # with those of the batch in the opposite order, which is as random as any
-        shown = [inputs.share * each + (1.0 - inputs.share) * tf.reverse(each, [0]) for each in shown]
+    if settings.mixup or settings.cutmix:
+        shown = [mixed(each, inputs.mix, bool(settings.mixup), bool(settings.cutmix)) for each in shown]
     return dict(zip(ways, shown, strict=True))

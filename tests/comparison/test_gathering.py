@@ -40,7 +40,7 @@ OF_DISTILLING = [
     "annealing",
     "objective",
 ]
-OF_DISTILLING += ["distill.mixup", "distill.peers", "student.classifier", "teacher"]
+OF_DISTILLING += ["distill.peers", "student.classifier", "teacher"]
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ FREE = {
 }
 _DISTILLING = ["temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective"]
 _OF_SEVERAL = ["seeds", "teachers", "controls", "arms"]  # of which one network is one
-_TRAINING = ["epochs", "patience", "batch_size"]
+_TRAINING = ["epochs", "patience", "batch_size", "mixup", "cutmix", "label_smoothing"]
 _OF_A_ROLE = ["image_size", "normalise", "augment", "train_on_validation"]
 _OF_A_ROLE += ["initial_weights", "freeze", "new_learning_rate"]
 # What a stage's network does not depend on: another's keys, and what the sums of the teachers' weights stand for.

@@ -244,8 +244,9 @@ def test_an_objectives_file_the_older_way(outputs, teacher, tmp_path, capsys):
         (["objective=attention", "objective.attention.layers=[embedding]"], "attention compares maps"),
         (["objective=null"], "objective=null: a choice cannot be null. Allowed: attention, contrastive"),
         (["objective=[]"], "objective must name at least one"),
-        (["distill.mixup=1"], "mixes images, which then have no label"),
-        (["distill.mixup=1", "alpha=1", "objective=contrastive"], "take an objective without labels"),
+        (["distill.mixup=1", "alpha=1", "objective=contrastive"], "objective=contrastive asks for one"),
+        (["distill.cutmix=1", "objective=[kd,dkd]"], "distill.cutmix=1 mixes images, which then have two labels"),
+        (["distill.cutmix=1", "teacher.cache=on"], "distill.cutmix=1 shows the student images that no kept answers"),
         (["objective=function_matching", "teacher.cache=on"], "no kept answers are of"),
         (["teacher.weights=[1,2]"], "must be one for each teacher, and there are 1"),
         (["teacher.shuffle=all", "teacher.cache=off"], "Set teacher.cache=on"),
@@ -380,7 +381,7 @@ def test_a_step_of_peers_is_that_of_the_formula():
     steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)
     indices = np.arange(8, dtype=np.int32)[np.newaxis]
     values, draws = np.array([[0.5, 2.0, 0.25, 1.0]], np.float32), np.zeros((1, 2), np.int32)
-    steps(indices, 0 * indices, values, np.ones(1, np.float32), draws, {}, ())
+    steps(indices, 0 * indices, values, np.ones((1, 5), np.float32), draws, {}, ())
     x, one_hot = images.reshape(8, 4) / 255, np.eye(3)[labels]
 
     def softmax(z):

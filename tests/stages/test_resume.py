@@ -48,7 +48,7 @@ MLP = ["model@student.model=mlp", "student.model.hidden_units=[32]", "student.mo
 # dropout, drawn views, AdaBelief and a schedule: everything that a state must hold, or that must need none
 STUDENT = ["stage=student", *SMALL, *MLP, "epochs=8", "data.augment.jitter=1", "optimizer.schedule=cosine"]
 STUDENT += ["data.augment.resized_crop=0.5", "data.augment.colour.contrast=0.5", "data.augment.cutout=6"]
-STUDENT += ["optimizer.ema=0.9", "optimizer.clip_norm=1"]
+STUDENT += ["optimizer.ema=0.9", "optimizer.clip_norm=1", "student.mixup=0.4", "student.cutmix=1"]
 DENSE = ["model@student.model=densenet", "student.model.blocks=[1,1]", "student.model.growth_rate=4"]
 
 

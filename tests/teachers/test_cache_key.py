@@ -83,7 +83,7 @@ FREE = {
     **{
         f"{role}.{key}": "of training"
         for role in ("teacher", "student")
-        for key in ("initial_weights", "freeze", "new_learning_rate")
+        for key in ("initial_weights", "freeze", "new_learning_rate", "mixup", "cutmix", "label_smoothing")
     },
     "teacher.overlap": "what is refused",
     "teacher.logits": "instead of them",

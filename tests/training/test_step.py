@@ -22,7 +22,7 @@ startup.load_tensorflow()
 
 import tensorflow as tf  # noqa: E402
 
-from kdrun.data import batches  # noqa: E402
+from kdrun.data import batches, mixing  # noqa: E402
 from kdrun.data.augmentation import Augmentation  # noqa: E402
 from kdrun.models import build as models  # noqa: E402
 from kdrun.training import execute  # noqa: E402
@@ -222,13 +222,55 @@ def test_several_steps_a_call_are_one_step_a_call(outputs, monkeypatch):
 
 def test_mixed_images_are_as_bright_as_images(outputs, teachers):
     """Their shares sum to one; student and teacher see the same."""
-    command = [taught_by(teachers[0]), "distill.mixup=1", "alpha=1"]
-    found = lines(done(outputs, *STEP, "stage=distill", *command))[-1]
+    found = lines(done(outputs, *STEP, "stage=distill", taught_by(teachers[0]), "distill.mixup=1"))[-1]
     _, images, labels, _ = first_batch()
     (share,) = batches.shares(SEED, 0, 1, 1.0)
     assert 0.1 < share < 0.9
     mixed = share * images + (1 - share) * images[::-1]
-    assert_loss(found, student(mixed), labels, reference.logits(teachers[0], "best", mixed), alpha=1)
+    z, taught = student(mixed), kd(reference.logits(teachers[0], "best", mixed), student(mixed))
+    of_labels = soft_cross_entropy(z, labels, share)
+    expected = {"cross_entropy": of_labels, "kd": taught, "loss": (1 - ALPHA) * of_labels + ALPHA * taught}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=2e-5)
+
+
+def soft_cross_entropy(z: np.ndarray, labels: np.ndarray, share: float, smoothing: float = 0.0) -> float:
+    """Of images mixed with the ones opposite in the batch: of distributions over the classes, made one by one."""
+    each = np.eye(10)[labels]
+    soft = (1 - smoothing) * (share * each + (1 - share) * each[::-1]) + smoothing / 10
+    return -np.mean(np.sum(soft * (z - np.logaddexp.reduce(z, axis=1, keepdims=True)), axis=1, dtype=float))
+
+
+def test_a_box_of_another_image_brings_its_share_of_the_label(outputs):
+    """Of a student alone, with labels smoothed."""
+    keys = ["student.cutmix=1", "student.label_smoothing=0.2"]
+    found = lines(done(outputs, *STEP, "stage=student", *keys))[-1]
+    _, images, labels, _ = first_batch()
+    ((own, *sides),) = mixing.mixes(SEED, 0, 1, 0.0, 1.0)
+    top, bottom, left, right = (round(28 * side) for side in sides)
+    assert own == 1 and bottom - top > 4 and right - left > 4
+    cut = images.copy()
+    cut[:, top:bottom, left:right] = images[::-1, top:bottom, left:right]
+    share = 1 - (bottom - top) * (right - left) / 28**2
+    assert found["loss"] == pytest.approx(soft_cross_entropy(student(cut), labels, share, 0.2), rel=2e-5)
+
+
+def test_steps_are_of_one_way_of_mixing_or_the_other_by_their_number_alone():
+    both = mixing.mixes(1, 0, 4000, 0.4, 1.0)
+    boxed = both[:, 1:].any(axis=1)
+    assert abs(boxed.mean() - 0.5) < 0.03
+    assert (both[boxed, 0] == 1).all()
+    assert (both[~boxed, 0] == batches.shares(1, 0, 4000, 0.4)[~boxed]).all()
+    assert (mixing.mixes(1, 7, 5, 0.4, 1.0) == both[7:12]).all()  # whatever comes before
+    assert not (mixing.mixes(2, 0, 50, 0.4, 1.0) == both[:50]).all()
+    cut = mixing.mixes(1, 0, 4000, 0.0, 1.0)
+    assert (cut[boxed] == both[boxed]).all() and cut[:, 1:].any(axis=1).mean() > 0.99
+    heights, widths = cut[:, 2] - cut[:, 1], cut[:, 4] - cut[:, 3]
+    whole = (cut[:, 1] > 0) & (cut[:, 2] < 1) & (cut[:, 3] > 0) & (cut[:, 4] < 1)
+    np.testing.assert_allclose(heights[whole], widths[whole], atol=1e-6)
+    # of the side s = sqrt(1 - u), u uniform, and a middle anywhere, s - s^2 / 4 is left on the average
+    for sides in (heights, widths):
+        assert sides.mean() == pytest.approx(2 / 3 - 1 / 8, abs=0.01)
+    assert cut.min() >= 0 and cut.max() <= 1
 
 
 def test_alpha_is_warmed_up(outputs, teachers):

@@ -64,6 +64,11 @@ class Stopped(Unfinished):
         return super().__str__() + hint
 
 
+def text(error: BaseException, most: int = 200) -> str:
+    """What an error says, or what it is, in a line of at most so many characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+
+
 def plain(error: BaseException) -> dict:
     """An error as plain values, for another process."""
     known = isinstance(error, KdrunError)

@@ -33,6 +33,7 @@ NEW: tuple[str, ...] = ("data.on_device", "data.split", "data.split_seed", "data
 NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("image_size", "normalise", *_BEGINS))
 NEW += ("data.normalise", "distill.cutmix", "distill.label_smoothing")
 NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in _MIXING)
+NEW += tuple(f"teacher.{key}" for key in ("file", "input", "classes", "weak", "time_limit"))
 _OPTIMIZER = ("decay", "coupled", "clip_norm", "ema", "step_epochs", "step_factor")
 NEW += tuple(f"{role}optimizer.{key}" for role in ("", "teacher.", "student.") for key in _OPTIMIZER)
 NEW += tuple(f"{part}.augment.{key}" for part in ("data", "teacher", "student") for key in _AUGMENT)

@@ -249,7 +249,7 @@ def _sweep_place(composed: DictConfig, values: Config, overrides: list[str]) -> 
             f"is true. Add {role}.train_on_validation=false."
         )
     asked = parsed(overrides)
-    its_own = values["teacher"]["run"] == "auto" and sources.are_needed(values)
+    its_own = not sources.are_given(values) and sources.are_needed(values)
     if choices[1] == "optuna" and stage.takes_teachers and its_own:
         # the teacher of this config, once: what is searched is the student's, and no trial is to look for another one
         own += [f"teacher.run={quoted(str(teacher))}" for teacher in sources.resolve(values)]

@@ -34,6 +34,7 @@ FREE = (
     "data.transfer_store",
     "reuse",
     "workers",
+    "teacher.time_limit",
 )
 # a run that began before one of these came has it as it is now
 _CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker", "workers"}
@@ -212,7 +213,8 @@ def _as_it_began(record: Mapping, values: Mapping) -> dict[str, Any]:
     """Changes that keep what a run found when it began: its teacher, and the machine's threads."""
     changed: dict[str, Any] = {}
     teachers = [teacher["run"] for teacher in record.get("teachers", ())]
-    if values["teacher.run"] == "auto" and teachers and Path(teachers[0]).is_dir():
+    named = values.get("teacher.file") or values["teacher.run"] != "auto"
+    if not named and teachers and Path(teachers[0]).is_dir():
         changed["teacher.run"] = teachers[0]  # not a newer one like it
     if "threads" in values and "threads" in record:
         changed["threads"] = record["threads"]  # whatever this machine has: it is part of what makes bits

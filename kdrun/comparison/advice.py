@@ -83,7 +83,7 @@ def _distilled(study: Study, runs: pd.DataFrame, seeds: Sequence[int]) -> list[s
     stage = "distill"
     if peers := run["identity"].get("peers"):
         words.append(f"distill.peers={peers}")
-    elif any(_key(word).startswith("teacher.logits=") for word in words):
+    elif any(_key(word).startswith(("teacher.logits=", "teacher.file=")) for word in words):
         pass
     elif study.own_teachers:
         if had_a_teacher:  # trained apart, by what command is not known here

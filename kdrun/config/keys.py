@@ -3,6 +3,7 @@
 Those of a net, a data source, an objective, an optimizer, a tracker or a stage stand with their owner: see schema.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict
 
@@ -68,6 +69,17 @@ class Role(Training, Mixing):
     optimizer: Keys
 
 
+class Input(TypedDict):
+    """What a teacher from elsewhere is given."""
+
+    size: Annotated[int | None, integer(1, MOST_PIXELS, optional=True)]
+    channels: Annotated[str | None, rules.optional(rules.channels)]
+    layout: Annotated[str | None, rules.optional(one_of("NHWC", "NCHW", "NHW"))]
+    scale: Annotated[float | None, rules.optional(rules.number(0, low_included=False))]
+    mean: Annotated[float | list[float], rules.of_channels(-math.inf)]
+    std: Annotated[float | list[float], rules.of_channels(0)]
+
+
 class Teacher(Role):
     """The teacher, or those who are to teach."""
 
@@ -75,6 +87,11 @@ class Teacher(Role):
     combine: Annotated[str, one_of("probabilities", "logits")]
     weights: Annotated[list[float] | None, rules.optional(rules.numbers(0))]
     logits: Annotated[str | None, rules.optional(rules.path)]
+    file: Annotated[str | list[str] | None, rules.optional(rules.paths)]
+    input: Input
+    classes: Annotated[str | list[int] | list[str] | None, rules.optional(rules.outputs)]
+    weak: Annotated[str, one_of("refuse", "allow")]
+    time_limit: Positive
     overlap: Annotated[str, one_of("refuse", "allow")]
     shuffle: Annotated[str, one_of("none", "within_class", "all")]
     seed: Annotated[int, integer(0, 2**31 - 1)]

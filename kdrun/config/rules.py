@@ -116,6 +116,36 @@ def number_or_name(key: str, given: Any) -> int | str | None:
     return None if given is None else text(key, given)
 
 
+def of_channels(low: float) -> Rule:
+    """A finite number above a limit, or a list of one of each channel."""
+    one = number(low, low_included=False)
+
+    def check(key: str, given: Any) -> float | list[float]:
+        if not isinstance(given, list):
+            return one(key, given)
+        if len(given) not in (1, 3):
+            raise _refused(key, given, "one number, or a list of one for each channel", "[0.5,0.5,0.5]")
+        return [one(key, each) for each in given]
+
+    return check
+
+
+def channels(key: str, given: Any) -> str:
+    """What channels images have, in their order: grey (or 1), rgb (or 3), bgr."""
+    return one_of("grey", "rgb", "bgr")(key, {1: "grey", 3: "rgb"}.get(given, given) if type(given) is int else given)
+
+
+def outputs(key: str, given: Any) -> str | list[int] | list[str]:
+    """Which outputs of a network are our classes: their numbers, or the names of all outputs, or a file of these."""
+    if isinstance(given, str):
+        return path(key, given)
+    of_names = isinstance(given, list) and given and all(isinstance(each, str) for each in given)
+    found = names(key, given) if of_names else integers(0)(key, given)
+    if len(set(found)) < len(found):
+        raise _refused(key, given, "a list without the same twice", "[2,0,1]")
+    return found
+
+
 def temperatures(key: str, given: Any) -> list[float]:
     """A list of temperatures."""
     if not isinstance(given, list):

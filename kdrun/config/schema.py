@@ -137,6 +137,13 @@ LATER_OF_OPTIMIZER: dict[str, Any] = {"decay": "all", "coupled": False, "clip_no
 LATER_OF_OPTIMIZER |= {"step_epochs": None, "step_factor": 0.1}
 LATER_OF_TRAINING: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
 _LATER_OF_ROLES = {"initial_weights": None, "freeze": None, "new_learning_rate": None, **LATER_OF_TRAINING}
+_LATER_OF_TEACHER: dict[str, Any] = {
+    "file": None,
+    "input": {"size": None, "channels": None, "layout": None, "scale": None, "mean": 0.0, "std": 1.0},
+    "classes": None,
+    "weak": "refuse",
+    "time_limit": 300.0,
+}
 _LATER_OF_DATA: dict[str, Any] = {
     **{"split": "first", "split_seed": 0, "on_device": "auto"},
     **{"transfer": None, "transfer_store": "outputs/.cache/images"},
@@ -164,7 +171,7 @@ def with_later_keys(config: Mapping) -> dict:
     role = {**later, **_LATER_OF_ROLES, "image_size": leaves["data.image_size"], "optimizer": LATER_OF_OPTIMIZER}
     of_data = {**later, **_LATER_OF_DATA}
     of_all = {"data": of_data, "optimizer": LATER_OF_OPTIMIZER, "distill": LATER_OF_TRAINING}
-    missing = flatten({**of_all, "teacher": role, "student": role})
+    missing = flatten({**of_all, "teacher": {**role, **_LATER_OF_TEACHER}, "student": role})
     return nested({**leaves, **{key: value for key, value in missing if key not in leaves}})
 
 

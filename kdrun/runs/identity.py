@@ -5,6 +5,7 @@ Code is in it: of the net, the objectives, the optimizer and the data source tha
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdrun import registry
 from kdrun.config.keys import DATA
@@ -50,6 +51,8 @@ def of_distilled(
         found["code"] = {name: each for name, each in found["code"].items() if name not in of_file}
     found["teachers"] = {key: config["teacher"][key] for key in ("combine", "weights", "shuffle")}
     found["teacher_weights"] = list(teacher_weights)
+    if config["teacher"]["file"] is not None:
+        found["teacher_file"] = {key: _content(config["teacher"][key]) for key in ("input", "classes")}
     found["teacher_inference_batch_size"] = config["teacher"]["inference_batch_size"]
     found["classifier"] = config["student"]["classifier"]
     return found | {key: distill[key] for key in ("mixup", "peers")} | _of_transfer(transfer_sha256)
@@ -68,6 +71,7 @@ def of_chain(config: Mapping, dataset_sha256: str, transfer_sha256: str | None =
         "stage": config["stage"],
         "stages": [*parts, of_distilled(config, dataset_sha256, transfer_sha256=transfer_sha256)],
         "teacher": [config["teacher"][key] for key in ("run", "logits")],
+        **({"teacher_files": given} if (given := config["teacher"]["file"]) else {}),
         **{key: config.get(key) for key in ("generations", "run", "clusters", "specialist")},
         **{key: config[key] for key in ("seeds", "teachers", "controls") if config.get(key)},
         **({"arms": config["arms"]} if config.get("arms", _ARMS) != _ARMS else {}),
@@ -100,6 +104,11 @@ def of_data(data: Mapping) -> dict:
     own = () if _is_shipped("data", data["name"]) else ("name", *(data.keys() - DATA))
     kept = (*DATA, *own)
     return {key: value for key, value in depended_on(data).items() if key in kept and key not in _WHERE}
+
+
+def _content(given: Any) -> Any:
+    """A value; of a file's name, what it holds."""
+    return files.sha256(Path(given)) if isinstance(given, str) and Path(given).is_file() else given
 
 
 def fingerprint(identity: Mapping) -> str:

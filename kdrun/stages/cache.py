@@ -14,7 +14,7 @@ from kdrun.runs import directory
 from kdrun.runs.recording import recording
 from kdrun.stages import checks
 from kdrun.storage import files
-from kdrun.teachers import cache, sources
+from kdrun.teachers import cache, foreign, kinds, sources
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +29,13 @@ class Keys(TypedDict):
 def check(config: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where there is no teacher, or no place for its logits."""
     if not config["cache"]["clear"]:  # else it is about what is there, whatever it was made from
-        checks.students_data(config)
+        dataset = checks.students_data(config)
         student = for_role({**config, "teacher": {**config["teacher"], "cache": "on"}}, "student")
         checks.augmented(student["data"])
-        checks.kept_views(student)
-        sources.resolve(config, overrides)
+        found = sources.resolve(config, overrides)
+        checks.kept_views(student, found)
+        for source in filter(kinds.is_foreign, found):
+            foreign.check(student, source, dataset)
         directory.check_writable("cache_dir", Path(config["cache_dir"]))
 
 

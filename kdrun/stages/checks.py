@@ -14,7 +14,8 @@ from kdrun.models import build as models
 from kdrun.objectives import selection
 from kdrun.runs import directory
 from kdrun.runs import record as runs
-from kdrun.teachers import cache, checkpoint, initial, logits_file, overlap
+from kdrun.teachers import cache, checkpoint, foreign, initial, kinds, logits_file, overlap
+from kdrun.teachers.sources import is_run
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +118,27 @@ def augmented(data: Mapping) -> None:
             )
 
 
-def kept_views(config: Mapping) -> None:
+def kept_views(config: Mapping, sources: Sequence[Path] = ()) -> None:
     """Raises InputError where what teachers say of every view, as the student sees them, is to be kept, and there is no
-    end to them."""
-    if config["teacher"]["cache"] == "on" and not augmentation.of(config["data"]).is_finite:
+    end to them, or somebody has spoken of one of them alone."""
+    shown, asked = augmentation.of(config["data"]), config["teacher"]["cache"]
+    for source in sources:
+        if logits_file.is_one(source) and shown.view_count > 1:
+            key = "teacher.logits" if config["teacher"]["logits"] else f"teacher.file: {source}"
+            raise InputError(
+                f"{key} holds one answer for each image, and augmentation shows others. Set data.augment to none "
+                "(jitter=0, flip=false, and the others off), or give a teacher.run."
+            )
+        if kinds.is_foreign(source) and asked == "off":
+            raise InputError(
+                f"teacher.cache=off: {source} is asked once, and what it says is kept. Leave teacher.cache out."
+            )
+        if kinds.is_foreign(source) and not shown.is_finite:
+            raise InputError(
+                f"teacher.file: {source} is asked once, and with resized_crop, colour or cutout no two views of an "
+                "image are alike. Set data.augment.views=4 or the like, so that there are as many of each."
+            )
+    if asked == "on" and not shown.is_finite:
         raise InputError(
             "teacher.cache=on: with resized_crop, colour or cutout no two views of an image are alike. Set "
             "data.augment.views=4 or the like, so that there are as many of each, or teacher.cache=auto."
@@ -210,25 +228,20 @@ def teachers(
         _without_labels(config)
     layers, asked_for = selection.layers(objective), "+".join(selection.chosen(objective))
     count = 1 if sources is None else len(sources)
-    file = sources[0] if sources and sources[0].is_file() else None
-    of_a_file = file is not None
+    of_a_file = not all(map(is_run, sources or ()))
     if config["distill"]["peers"]:
         return peers(config)
     if teacher["weights"] is not None and len(teacher["weights"]) != count:
         raise InputError(f"teacher.weights={teacher['weights']} must be one for each teacher, and there are {count}.")
-    if file is not None:
-        logits_file.logits(file, transfer.added(dataset, unlabelled) if unlabelled else dataset, quietly=True)
-        if augmentation.of(config["data"]).view_count > 1:
-            raise InputError(
-                "teacher.logits holds one answer for each image, and augmentation shows others. Set data.augment to "
-                "none (jitter=0, flip=false, and the others off), or give a teacher.run."
-            )
-    else:
-        kept_views(config)
-    for source in sources or () if not of_a_file else ():
-        overlap.check(config, overlap.trained_on(runs.read(source)), f"teacher.run: {source}")
+    kept_views(config, sources or ())
+    answered = transfer.added(dataset, unlabelled) if unlabelled else dataset
+    for file in filter(logits_file.is_one, sources or ()):
+        logits_file.logits(file, answered, quietly=True)
+    key = "teacher.file" if teacher["file"] else "teacher.run"
+    for source in filter(is_run, sources or ()):
+        overlap.check(config, overlap.trained_on(runs.read(source)), f"{key}: {source}")
     if (layers or config["student"]["classifier"] == "teacher") and (count != 1 or of_a_file):
-        given = "a file of logits" if of_a_file else f"{count} teachers"
+        given = "a file of logits or of another tool's network" if of_a_file else f"{count} teachers"
         raise InputError(
             f"objective={asked_for}, student.classifier={config['student']['classifier']}: {given} cannot give a "
             "network's features or classifier. Take an objective on logits, or the run of one teacher."
@@ -253,6 +266,8 @@ def teachers(
             f"teacher.shuffle={teacher['shuffle']} permutes the teacher's kept logits, and here the teacher runs live. "
             "Set teacher.cache=on, and take an objective on logits."
         )
+    for source in filter(kinds.is_foreign, sources or ()):  # last, since it takes a while
+        foreign.check(config, source, dataset)
 
 
 def _without_labels(config: Mapping) -> None:
@@ -276,6 +291,7 @@ def peers(config: Mapping) -> None:
     given = {
         "a teacher.run": teacher["run"] != "auto",
         "teacher.logits": teacher["logits"] is not None,
+        "teacher.file": teacher["file"] is not None,
         "teacher.weights": teacher["weights"] is not None,
         "teacher.shuffle": teacher["shuffle"] != "none",
         "student.classifier=teacher": config["student"]["classifier"] == "teacher",
@@ -298,7 +314,7 @@ def _mixed(config: Mapping, of_a_file: bool) -> None:
     if config["teacher"]["cache"] == "on" or config["teacher"]["cache_features"] or of_a_file:
         raise InputError(
             f"{given} shows the student images that no kept answers are of. Leave out teacher.cache=on, "
-            "teacher.cache_features and teacher.logits: the teacher then runs live, on the same images."
+            "teacher.cache_features, teacher.logits and teacher.file: the teacher then runs live, on the same images."
         )
     if selection.need_labels(config["objective"]):
         raise InputError(

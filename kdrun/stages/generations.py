@@ -107,11 +107,10 @@ def _ensemble(found: list[Path]) -> dict:
 
 def _check_teacher(config: Mapping) -> None:
     """Raises InputError where another teacher was asked for than the generation before."""
-    teacher = config["teacher"]
-    if teacher["run"] != "auto" or teacher["logits"] or config["student"]["classifier"] == "teacher":
+    if sources.are_given(config) or config["student"]["classifier"] == "teacher":
         raise InputError(
-            "stage=generations: each generation is taught by the one before. Leave out teacher.run, teacher.logits and "
-            "student.classifier."
+            "stage=generations: each generation is taught by the one before. Leave out teacher.run, teacher.logits, "
+            "teacher.file and student.classifier."
         )
     if config["teachers"] is not None or config["controls"]:
         raise InputError("stage=generations takes seeds, and neither teachers nor controls. Leave them out.")

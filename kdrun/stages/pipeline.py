@@ -8,7 +8,6 @@ from pathlib import Path
 
 from kdrun.config.schema import for_role
 from kdrun.data import datasets, transfer
-from kdrun.errors import InputError
 from kdrun.evaluation import metrics
 from kdrun.objectives import selection
 from kdrun.registry import register
@@ -19,7 +18,7 @@ from kdrun.runtime import tensorflow
 from kdrun.stages import chain, checks, seeds, work
 from kdrun.stages.compare import compared
 from kdrun.stages.seeds import Student
-from kdrun.teachers import cache, overlap, sources
+from kdrun.teachers import cache, logits_file, overlap, sources
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where one of the networks cannot be trained."""
     arms, teacher = config["arms"], config["teacher"]
     students = seeds.distilled(config, arms)
-    of_teacher = [("teacher", "teacher")] if students else []
+    of_teacher = [("teacher", "teacher")] if students and not sources.are_given(config) else []
     dataset = checks.training(config, *of_teacher, *((arm, "student") for arm in arms))
     seeds.check(config)
     for student in students:
@@ -38,10 +37,8 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     if not students:
         return
     found: list[Path] | None = None  # a teacher that is trained first
-    if teacher["run"] != "auto" or teacher["logits"]:
+    if sources.are_given(config):
         found = sources.resolve(config, overrides) if any(sources.are_needed(each.config) for each in students) else []
-    if "student" in arms and (teacher["logits"] or (found is not None and len(found) > 1)):
-        raise InputError("stage=pipeline takes one teacher's run. For others, run stage=distill.")
     checks.teachers(for_role(config, "student"), dataset, found, teacher["model"])
     if found is None and not config["distill"]["peers"]:
         overlap.check(for_role(config, "student"), overlap.configured(config), "The configured teacher")
@@ -69,7 +66,7 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
             # takes seconds, and this process has nothing else to do
             threading.Thread(target=import_module, args=["kdrun.reports.comparison"]).start()
             parts.wait()
-        runs_of_teachers = [path for path in teachers if path.is_dir()]
+        runs_of_teachers = [path for path in teachers if sources.is_run(path)]
         rows = [_row("teacher", path, teachers) for path in runs_of_teachers]
         rows += [_row(runs.read(path)["stage"], path, teachers) for path in networks]
         places = [row["run"] for row in rows]
@@ -81,7 +78,7 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
 
 def _teachers(config: Mapping, students: Sequence[Student], parts: chain.Parts) -> list[Path]:
     """The runs of those who teach, or a file of logits. Where teachers are to be trained, they are started."""
-    if config["teacher"]["run"] != "auto" or config["teacher"]["logits"]:
+    if sources.are_given(config):
         is_needed = any(sources.are_needed(student.config) for student in students)
         return sources.resolve(config) if is_needed else [Path(config["teacher"]["run"])]
     if any(selection.are_to_be_tried(student.config["objective"]) for student in students):
@@ -128,7 +125,7 @@ def _students(
 def _taught_by(student: Student, teachers: Sequence[Path]) -> dict:
     """A student's config with its teachers' runs: all of them, or the one that has its place among the seeds."""
     config, chosen = student.config, [str(each) for each in teachers]
-    if config["teacher"]["logits"]:
+    if config["teacher"]["logits"] or config["teacher"]["file"]:
         return config
     if config["teachers"] == "seeds":
         chosen = [chosen[student.number]]
@@ -145,12 +142,13 @@ def _ask(config: Mapping, taught: Sequence[Student], teachers: Sequence[Path], p
     """Have what the teachers say cached once, before several students want it; each student has to ask for itself where
     it sees images of its own."""
     of_student = for_role(config, "student")
-    if not cache.wanted(of_student) or of_student["data"]["train_fraction"] < 1:
+    is_kept = cache.wanted(of_student) or not all(map(sources.is_run, teachers))
+    if not is_kept or of_student["data"]["train_fraction"] < 1:
         return
     sums = transfer.fingerprints(config["data"])
     identities = [_identity(_taught_by(each, teachers), *sums) for each in taught]
     if not all(chain.reusable(config, depends) for depends in identities):
-        for teacher in filter(Path.is_dir, teachers):
+        for teacher in filter(lambda each: not logits_file.is_one(each), teachers):
             parts.ask(of_student, teacher)
 
 
@@ -173,7 +171,7 @@ def _row(stage: str, run_dir: Path, teachers: Sequence[Path]) -> dict:
 
 def _agreement(run_dir: Path, teachers: Sequence[Path]) -> float | None:
     """With the one teacher's run, if there is one."""
-    if len(teachers) != 1 or not teachers[0].is_dir():
+    if len(teachers) != 1 or not sources.is_run(teachers[0]):
         return None
     logits, of_teacher = (predictions.read(path)[1] for path in (run_dir, teachers[0]))
     return metrics.agreement(logits, of_teacher)

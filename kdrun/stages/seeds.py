@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from kdrun.config.schema import overlaid
 from kdrun.errors import InputError
+from kdrun.teachers import sources
 
 
 def of(config: Mapping) -> list[int]:
@@ -48,8 +49,8 @@ def check(config: Mapping) -> None:
     """Raises InputError for seeds that there cannot be, and for teachers that are given and to be trained at once."""
     if max(*of(config), *of_teachers(config)) >= 2**31:
         raise InputError(f"seeds={config['seeds']}: seeds must be below {2**31}. Set seed to a smaller one.")
-    if config["teachers"] is not None and (config["teacher"]["run"] != "auto" or config["teacher"]["logits"]):
+    if config["teachers"] is not None and sources.are_given(config):
         raise InputError(
-            f"teachers={config['teachers']} are to be trained, and teacher.run or teacher.logits gives some. Leave one "
-            "of them out."
+            f"teachers={config['teachers']} are to be trained, and teacher.run, teacher.logits or teacher.file gives "
+            "some. Leave one of them out."
         )

@@ -8,6 +8,7 @@ import numpy as np
 from kdrun.data import datasets
 from kdrun.errors import InputError
 from kdrun.storage import arrays
+from kdrun.teachers import kinds
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,14 @@ def checked(given: str) -> Path:
         raise InputError(
             f"teacher.logits: {given} is {kind}. Give an .npz file of logits; for a run: teacher.run={given}"
         )
+    if kinds.is_foreign(path):
+        raise InputError(f"teacher.logits: {given} is {kinds.FOREIGN[kinds.of(path)].name}. Give teacher.file={given}")
     return path
+
+
+def is_one(source: Path) -> bool:
+    """Whether a source of teaching is a file of logits."""
+    return source.is_file() and not kinds.is_foreign(source)
 
 
 def logits(path: Path, dataset: datasets.Dataset, quietly: bool = False) -> dict[str, np.ndarray]:
@@ -49,7 +57,7 @@ def logits(path: Path, dataset: datasets.Dataset, quietly: bool = False) -> dict
             "kdrun.data.datasets.order(...) gives."
         )
     read = file.read()
-    probabilities = [split for split in SPLITS if _are_probabilities(read[split])]
+    probabilities = [split for split in SPLITS if are_probabilities(read[split])]
     if probabilities and len(probabilities) < len(SPLITS):
         raise InputError(
             f"teacher.logits: {path}: {', '.join(probabilities)} holds probabilities, and the other splits do not. "
@@ -57,7 +65,7 @@ def logits(path: Path, dataset: datasets.Dataset, quietly: bool = False) -> dict
         )
     for split in SPLITS:
         try:
-            found[split] = arrays.float32(_logarithm(read[split]) if probabilities else read[split])
+            found[split] = arrays.float32(logarithm(read[split]) if probabilities else read[split])
         except ValueError as error:
             raise InputError(f"teacher.logits: {path}: {split} is {error}. Give other logits.") from error
     if probabilities and not quietly:
@@ -70,12 +78,13 @@ def logits(path: Path, dataset: datasets.Dataset, quietly: bool = False) -> dict
     return found
 
 
-def _are_probabilities(array: np.ndarray) -> bool:
+def are_probabilities(array: np.ndarray) -> bool:
     """Whether every row's values are none below zero and sum to 1, but for rounding: logits do not."""
     sums = array.sum(axis=1, dtype=np.float64)
     return bool((array >= 0).all() and (np.abs(sums - 1) < _ROUNDING).all())
 
 
-def _logarithm(probabilities: np.ndarray) -> np.ndarray:
+def logarithm(probabilities: np.ndarray) -> np.ndarray:
+    """Logits whose softmax gives these probabilities, float64."""
     smallest = np.finfo(np.float32).tiny  # of a probability that was rounded to zero
     return np.log(np.maximum(probabilities.astype(np.float64), smallest))

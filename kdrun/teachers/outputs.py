@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import cache as once
 from functools import partial
 from importlib.metadata import version
@@ -15,17 +16,20 @@ from rich.progress import Progress
 from kdrun.config.keys import DATA
 from kdrun.config.schema import ALL_IMAGES, depended_on
 from kdrun.data import augmentation, mixing, preparation
+from kdrun.data.augmentation import Augmentation
 from kdrun.data.datasets import Dataset
+from kdrun.data.rows import Images
 from kdrun.errors import KdrunError
 from kdrun.evaluation import metrics
 from kdrun.evaluation.inference import compiled_inference
 from kdrun.models import build as models
 from kdrun.models import preprocessing, surgery
+from kdrun.models.augmentation import augment
 from kdrun.runs import identity
 from kdrun.runs import record as runs
 from kdrun.runtime import precision
 from kdrun.storage import files
-from kdrun.teachers import cache, checkpoint, logits_file
+from kdrun.teachers import cache, checkpoint, foreign, kinds, logits_file
 from kdrun.training import network
 
 log = logging.getLogger(__name__)
@@ -54,10 +58,17 @@ def cached(config: Mapping, source: Path, dataset: Dataset) -> dict[str, np.ndar
     train is float32 [views, n, classes], validation and test are [n, classes]. Where the cache cannot be written,
     None, with a warning, for teacher.cache=auto; KdrunError for on.
     """
+    if kinds.is_foreign(source):
+        asked = {**config, "teacher": {**config["teacher"], "cache": "on"}}  # there is nothing else to go on with
+        key = foreign.cache_key(config, source, dataset)
+        with ExitStack() as stack:
+            load = partial(_foreign, stack, config, source, dataset)
+            return _cached(asked, dataset, _shapes(config, dataset), key, load)
     if source.is_file():
         found = logits_file.logits(source, dataset)
         return {**found, "train": found["train"][np.newaxis]}
-    return _cached(config, source, dataset, _shapes(config, dataset), cache_key(config, source, dataset))
+    load = partial(_teacher, config, source, dataset)
+    return _cached(config, dataset, _shapes(config, dataset), cache_key(config, source, dataset), load)
 
 
 def cached_features(
@@ -88,7 +99,7 @@ def cached_features(
         return None
     for name, layer in layers.items():
         entry = {**cache_key(config, teacher_dir, dataset), "layer": layer}
-        cached = _cached(config, teacher_dir, dataset, shapes[name], entry, layer)
+        cached = _cached(config, dataset, shapes[name], entry, partial(_teacher, config, teacher_dir, dataset, layer))
         if cached is None:
             return None
         found[name] = cached["train"]
@@ -96,17 +107,13 @@ def cached_features(
 
 
 def _cached(
-    config: Mapping,
-    teacher_dir: Path,
-    dataset: Dataset,
-    shapes: cache.Shapes,
-    key: Mapping,
-    layer: str | None = None,
+    config: Mapping, dataset: Dataset, shapes: cache.Shapes, key: Mapping, load: Callable[[], tuple]
 ) -> dict[str, np.ndarray] | None:
+    """What is cached under a key; `load` is for the case that it has to be asked: see `_teacher`."""
     folder, console = Path(config["cache_dir"]), Console()
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            ask = partial(_ask, once(partial(_teacher, config, teacher_dir, dataset, layer)), config, dataset, bar)
+            ask = partial(_ask, once(load), config, dataset, bar)
             return cache.obtain(folder, key, shapes, ask)
     except OSError as error:
         problem = (
@@ -178,6 +185,28 @@ def _teacher(config: Mapping, teacher_dir: Path, dataset: Dataset, layer: str | 
     plain = infer()
     augmented = infer(augmentation.of(config["data"])) if _views(config) > 1 else plain
     return model, {"train": augmented, "validation": plain, "test": plain}
+
+
+def _foreign(stack: ExitStack, config: Mapping, source: Path, dataset: Dataset):
+    """No network of ours, and another tool's inference by split, as `_teacher` gives one's; its process ends with the
+    stack. What it says of the validation images is known already."""
+    network.release()
+    ask = stack.enter_context(foreign.asked(config, source, dataset))
+    batch_size = config["teacher"]["inference_batch_size"]
+
+    def infer(images: Images, view: int = 0, how: Augmentation = augmentation.NONE) -> Iterator[np.ndarray]:
+        for start in range(0, len(images), batch_size):
+            batch = np.asarray(images[start : start + batch_size])
+            if how.view_count > 1:
+                indices = tf.range(start, start + len(batch))
+                batch = augment(tf.constant(batch), indices, tf.fill([len(batch)], view), how).numpy()
+            yield ask(batch)
+
+    def validated(images: Images, view: int = 0) -> Iterator[np.ndarray]:
+        yield foreign.validation(config, source, dataset)
+
+    shown = partial(infer, how=augmentation.of(config["data"]))
+    return None, {"train": shown, "validation": validated, "test": infer}
 
 
 def _views(config: Mapping) -> int:

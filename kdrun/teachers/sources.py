@@ -1,4 +1,4 @@
-"""Resolution and checks of teachers: finished runs, or a file of logits. No TensorFlow in here."""
+"""Resolution and checks of teachers: finished runs, files of logits, networks of other tools. No TensorFlow in here."""
 
 import logging
 import shlex
@@ -14,7 +14,7 @@ from kdrun.objectives import selection
 from kdrun.runs import identity
 from kdrun.runs import record as runs
 from kdrun.storage import files
-from kdrun.teachers import checkpoint, logits_file, overlap
+from kdrun.teachers import checkpoint, foreign, kinds, logits_file, overlap
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,27 @@ def are_needed(config: Mapping) -> bool:
     return not config["distill"]["peers"] and selection.need_teacher(config["objective"])
 
 
+def are_given(config: Mapping) -> bool:
+    """Whether the config names teachers, instead of the configured one."""
+    return config["teacher"]["run"] != "auto" or any(config["teacher"][key] for key in ("logits", "file"))
+
+
+def is_run(source: Path) -> bool:
+    """Whether a source of teaching is a run's directory."""
+    return source.is_dir() and not kinds.is_foreign(source)
+
+
 def resolve(config: Mapping, overrides: Sequence[str] = ()) -> list[Path]:
-    """Resolve the teachers, each checked to be usable with the configured data: run directories, or one file of logits.
+    """Resolve the teachers, each checked to be usable with the configured data: run directories, one file of logits, or
+    what teacher.file names, each of any kind.
 
     `teacher.run=auto` is the newest
     completed teacher run with the configured teacher's fingerprint; otherwise a run directory, a folder of them, a
     sweep's name, or a list of such. Raises InputError where there is none, with the command that makes one, given the
     command line's `overrides`.
     """
+    if config["teacher"]["file"] is not None:
+        return _files(config)
     if config["teacher"]["logits"] is not None:
         return [logits_file.checked(config["teacher"]["logits"])]
     given = config["teacher"]["run"]
@@ -49,15 +62,39 @@ def resolve(config: Mapping, overrides: Sequence[str] = ()) -> list[Path]:
     return [Path(run) for run in found]
 
 
+def _files(config: Mapping) -> list[Path]:
+    """What teacher.file names. Raises InputError where one of them cannot teach, or another key names teachers, too."""
+    teacher, given = config["teacher"], config["teacher"]["file"]
+    if teacher["run"] != "auto" or teacher["logits"] is not None:
+        raise InputError(
+            "teacher.file, teacher.run and teacher.logits each say who teaches. Give one of them; a list of "
+            "teacher.file may hold runs and files of logits, too."
+        )
+    found = [Path(one) for one in ([given] if isinstance(given, str) else given)]
+    for path in found:
+        try:
+            kind, _, why = kinds.of(path).partition(": ")
+        except OSError as error:
+            raise InputError(f"teacher.file: {path} cannot be read ({error.strerror}). Give another file.") from error
+        if kind == "unknown":
+            raise InputError(
+                f"teacher.file: {path} is none of a Keras 3 model, a SavedModel's folder, an ONNX model, a file of "
+                f"logits and a run of kdrun{f': it is {why}' if why else ''}. See docs/teachers.md."
+            )
+        if kind == kinds.RUN:
+            check(config, str(path), "teacher.file")
+    return found
+
+
 def weights_of(source: Path) -> str:
     """The sha256 of what a source of teaching says everything from."""
-    return files.sha256(source / checkpoint.WEIGHTS if source.is_dir() else source)
+    return files.sha256(source / checkpoint.WEIGHTS) if is_run(source) else foreign.weights_of(source)
 
 
 def described(source: Path) -> dict:
     """A source of teaching as a run's record has it."""
     said: dict[str, Any] = {"run": str(source), "weights_sha256": weights_of(source), "identity": None}
-    if source.is_dir():
+    if is_run(source):
         record = runs.read(source)
         said |= {"identity": record.get("identity"), "trained_on": overlap.trained_on(record)}
     return said

@@ -19,7 +19,7 @@ from kdrun.objectives.combining import combined
 from kdrun.objectives.learned import Learned
 from kdrun.runs import record as runs
 from kdrun.teachers import cache, outputs
-from kdrun.teachers.sources import weights_of
+from kdrun.teachers.sources import is_run, weights_of
 from kdrun.training.supervision import (
     CachedTeacher,
     Decode,
@@ -40,8 +40,7 @@ def compile_key(config: Mapping, sources: Sequence[Path], dataset: datasets.Data
     return {
         "objective": selection.without_weights(identity["objective"]),
         "outputs": [
-            outputs.cache_key(config, each, dataset) if each.is_dir() else {"file": weights_of(each)}
-            for each in sources
+            outputs.cache_key(config, each, dataset) if is_run(each) else {"file": weights_of(each)} for each in sources
         ],
         "cached": cache.wanted(config),
         "teachers": identity["teachers"],
@@ -93,7 +92,7 @@ def supervision(
     `sums` are those of the teachers' weights, as the run's record has them: what was read is to be just that. Raises
     InputError where it is not.
     """
-    teacher_model = runs.read(sources[0])["model"] if sources and sources[0].is_dir() else None
+    teacher_model = runs.read(sources[0])["model"] if sources and is_run(sources[0]) else None
     found, layers = _without_teacher(config, model, teacher_model, dataset)
     if peers := config["distill"]["peers"]:
         return replace(found, source=Peers(peers, _decoder(config, peers, layers)))
@@ -121,7 +120,7 @@ def supervision(
 def _cached(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, layers: Mapping[str, str]):
     """Each source's logits by split, and the features of `layers`; None where teachers are to run live instead."""
     why = outputs.why_live(config, dataset)
-    if cache.wanted(config) or sources[0].is_file():
+    if cache.wanted(config) or not all(map(is_run, sources)):
         features: dict[str, np.ndarray] | None = {}
         if layers:
             why = "objectives on features; teacher.cache_features=true would keep them"

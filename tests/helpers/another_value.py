@@ -30,6 +30,12 @@ _VALUES = {
     "initial_weights": __file__,
     "freeze": 1,
     "new_learning_rate": 0.01,
+    "file": "teacher.keras",
+    "size": 8,
+    "channels": "rgb",
+    "layout": "NHWC",
+    "scale": 1.0,
+    "classes": [1, 0],
 }
 # two words, of which one is another
 _WORDS = {
@@ -42,6 +48,7 @@ _WORDS = {
     "normalise": ("none", "dataset"),
     "classifier": ("own", "teacher"),
     "cache": ("off", "on"),
+    "weak": ("refuse", "allow"),
     "data.name": ("npz", "mnist"),
     "split": ("first", "stratified"),
     "on_device": ("on", "off"),

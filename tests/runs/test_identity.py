@@ -42,6 +42,10 @@ FREE = {
     "teacher.cache": "kept logits are the live ones",
     "teacher.cache_features": "kept features are the live ones",
     "teacher.overlap": "what is refused",
+    "teacher.weak": "what is refused",
+    "teacher.time_limit": "what is refused",
+    "teacher.input": "of a teacher.file, with which it counts",
+    "teacher.classes": "of a teacher.file, with which it counts",
 }
 _DISTILLING = ["temperature", "temperature_end", "alpha", "alpha_end", "alpha_warmup_epochs", "annealing", "objective"]
 _OF_SEVERAL = ["seeds", "teachers", "controls", "arms"]  # of which one network is one
@@ -53,7 +57,10 @@ OF_OTHERS = {
     "teacher": [
         *("seed", "student", "distill", *_DISTILLING),
         *("data.include_classes", "data.exclude_classes", "data.train_fraction"),
-        *(f"teacher.{key}" for key in ("run", "logits", "combine", "weights", "shuffle", "inference_batch_size")),
+        *(
+            f"teacher.{key}"
+            for key in ("run", "logits", "file", "combine", "weights", "shuffle", "inference_batch_size")
+        ),
     ],
     "student": ["teacher", "distill", "student.classifier", *_DISTILLING],
     "distill": [

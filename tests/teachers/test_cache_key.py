@@ -87,6 +87,11 @@ FREE = {
     },
     "teacher.overlap": "what is refused",
     "teacher.logits": "instead of them",
+    "teacher.file": "instead of them",
+    "teacher.input": "of a teacher.file",
+    "teacher.classes": "of a teacher.file",
+    "teacher.weak": "what is refused",
+    "teacher.time_limit": "what is refused",
     "teacher.cache": "whether they are kept",
     "teacher.cache_features": "whether features are kept",
 }

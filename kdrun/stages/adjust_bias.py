@@ -54,7 +54,7 @@ def adjust_bias(
         raise InputError(f"run: {source} is damaged, or not the record of a network: {wrong}.")
     config = {**config, "data": theirs["config"]["data"]}  # which the result is of, and is evaluated on
     dataset = datasets.load(theirs["config"]["data"], theirs["seed"])
-    facts = {"seed": theirs["seed"], "dataset_sha256": dataset.sha256, "adjusted": sources.described(source)}
+    facts = {"seed": theirs["seed"], "dataset_sha256": dataset.sha256, "adjusted": sources.described(config, source)}
     with recording(run_dir, config, **facts) as record:
         kept = ("model", "image_shape", "num_classes", "class_names", "precision", "parameters", "multiply_adds")
         record |= {key: theirs[key] for key in kept if key in theirs} | preparation.recorded(preparation.of_run(theirs))

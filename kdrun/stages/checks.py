@@ -15,7 +15,7 @@ from kdrun.objectives import selection
 from kdrun.runs import directory
 from kdrun.runs import record as runs
 from kdrun.teachers import cache, checkpoint, foreign, initial, kinds, logits_file, overlap
-from kdrun.teachers.sources import is_run
+from kdrun.teachers.sources import is_run, learned_from
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,6 @@ def teachers(
     teacher, objective = config["teacher"], config["objective"]
     if unlabelled := transfer.load(config["data"]):
         _without_labels(config)
-    layers, asked_for = selection.layers(objective), "+".join(selection.chosen(objective))
     count = 1 if sources is None else len(sources)
     of_a_file = not all(map(is_run, sources or ()))
     if config["distill"]["peers"]:
@@ -239,35 +238,48 @@ def teachers(
         logits_file.logits(file, answered, quietly=True)
     key = "teacher.file" if teacher["file"] else "teacher.run"
     for source in filter(is_run, sources or ()):
-        overlap.check(config, overlap.trained_on(runs.read(source)), f"{key}: {source}")
-    if (layers or config["student"]["classifier"] == "teacher") and (count != 1 or of_a_file):
-        given = "a file of logits or of another tool's network" if of_a_file else f"{count} teachers"
-        raise InputError(
-            f"objective={asked_for}, student.classifier={config['student']['classifier']}: {given} cannot give a "
-            "network's features or classifier. Take an objective on logits, or the run of one teacher."
-        )
-    begins = [key for key in ("initial_weights", "freeze") if config["student"][key] is not None]
-    if begins and config["student"]["classifier"] == "teacher":
-        raise InputError(
-            "student.classifier=teacher: the student begins with the teacher's classifier and a projection of its own. "
-            f"Leave out {', '.join(f'student.{key}' for key in begins)}."
-        )
-    if layers:
-        ours = [*models.features(config["student"]["model"])]
-        ours += ["projection"] * (config["student"]["classifier"] == "teacher")
-        theirs = to_be if sources is None else checkpoint.model_of(sources[0])
-        assert theirs is not None  # who names no sources says what is trained
-        expanded = selection.expanded(objective, ours, [*models.features(theirs)])
-        selection.check_kinds(expanded, models.maps(config["student"]["model"]), models.maps(theirs))
+        overlap.check(config, learned_from(config, source), f"{key}: {source}")
+    _inside(config, sources, to_be)
     if mixing.is_on(config["distill"]):
         _mixed(config, of_a_file)
-    if teacher["shuffle"] != "none" and count and (layers or not (of_a_file or cache.wanted(config))):
+    if (
+        teacher["shuffle"] != "none"
+        and count
+        and (selection.layers(objective) or not (of_a_file or cache.wanted(config)))
+    ):
         raise InputError(
             f"teacher.shuffle={teacher['shuffle']} permutes the teacher's kept logits, and here the teacher runs live. "
             "Set teacher.cache=on, and take an objective on logits."
         )
     for source in filter(kinds.is_foreign, sources or ()):  # last, since it takes a while
         foreign.check(config, source, dataset)
+
+
+def _inside(config: Mapping, sources: Sequence[Path] | None, to_be: Mapping | None) -> None:
+    """Raises InputError where a network's features or classifier are asked for that it does not have; see teachers."""
+    student, objective = config["student"], config["objective"]
+    layers, takes_classifier = selection.layers(objective), student["classifier"] == "teacher"
+    are_needed = bool(layers) or takes_classifier
+    if are_needed and sources is not None and not (len(sources) == 1 and is_run(sources[0])):
+        given = f"{len(sources)} teachers"
+        if not all(map(is_run, sources)):
+            given = "a file of logits" if any(map(logits_file.is_one, sources)) else "another tool's network"
+        raise InputError(
+            f"objective={'+'.join(selection.chosen(objective))}, student.classifier={student['classifier']}: {given} "
+            "cannot give a network's features or classifier. Take an objective on logits, or the run of one teacher."
+        )
+    begins = [f"student.{key}" for key in ("initial_weights", "freeze") if student[key] is not None]
+    if begins and takes_classifier:
+        raise InputError(
+            "student.classifier=teacher: the student begins with the teacher's classifier and a projection of its own. "
+            f"Leave out {', '.join(begins)}."
+        )
+    if layers:
+        ours = [*models.features(student["model"]), *["projection"] * takes_classifier]
+        theirs = checkpoint.model_of(sources[0]) if sources else to_be
+        assert theirs is not None  # who names no sources says what is trained
+        expanded = selection.expanded(objective, ours, [*models.features(theirs)])
+        selection.check_kinds(expanded, models.maps(student["model"]), models.maps(theirs))
 
 
 def _without_labels(config: Mapping) -> None:

@@ -52,7 +52,7 @@ def distill(config: Mapping, run_dir: Path) -> dict:
 
     found = sources.resolve(config) if sources.are_needed(config) else []
     labelled, unlabelled = datasets.load(config["data"], config["seed"]), transfer.load(config["data"])
-    teachers = [sources.described(each) for each in found]
+    teachers = [sources.described(config, each) for each in found]
     begins = initial.facts(config, "student")
     facts = {"seed": config["seed"], "dataset_sha256": labelled.sha256, "teachers": teachers, **begins}
     facts |= overlap.found(config, "the teacher" if teachers else "what it begins as", [*teachers, *begins.values()])

@@ -66,9 +66,10 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
             # takes seconds, and this process has nothing else to do
             threading.Thread(target=import_module, args=["kdrun.reports.comparison"]).start()
             parts.wait()
-        runs_of_teachers = [path for path in teachers if sources.is_run(path)]
-        rows = [_row("teacher", path, teachers) for path in runs_of_teachers]
-        rows += [_row(runs.read(path)["stage"], path, teachers) for path in networks]
+        measured = [path for path in teachers if _is_measured(config, path)]
+        judged = measured if measured == teachers else []
+        rows = [_row("teacher", path, judged) for path in measured]
+        rows += [_row(runs.read(path)["stage"], path, judged) for path in networks]
         places = [row["run"] for row in rows]
         if len(rows) == _FEW:
             tables.comparison(rows)
@@ -169,9 +170,14 @@ def _row(stage: str, run_dir: Path, teachers: Sequence[Path]) -> dict:
     }
 
 
+def _is_measured(config: Mapping, teacher: Path) -> bool:
+    """Whether what a teacher has said of the test images is in its run."""
+    return sources.is_run(teacher) and sources.is_of_these_images(config, runs.read(teacher))
+
+
 def _agreement(run_dir: Path, teachers: Sequence[Path]) -> float | None:
     """With the one teacher's run, if there is one."""
-    if len(teachers) != 1 or not sources.is_run(teachers[0]):
+    if len(teachers) != 1:
         return None
     logits, of_teacher = (predictions.read(path)[1] for path in (run_dir, teachers[0]))
     return metrics.agreement(logits, of_teacher)

@@ -40,7 +40,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
         )
     if config["run"] != "auto":
         checks.taken(config["run"])
-        sources.check(config, config["run"], "run")
+        sources.check(config, config["run"], "run", these_images=True)
         _check_shown(config)
     checks.cache_folder(config)
 

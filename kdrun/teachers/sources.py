@@ -91,12 +91,18 @@ def weights_of(source: Path) -> str:
     return files.sha256(source / checkpoint.WEIGHTS) if is_run(source) else foreign.weights_of(source)
 
 
-def described(source: Path) -> dict:
-    """A source of teaching as a run's record has it."""
+def learned_from(config: Mapping, source: Path) -> list[overlap.Range]:
+    """The positions among the configured data's images that a source of teaching has trained on, as far as is known."""
+    if not is_run(source) or not is_of_these_images(config, record := runs.read(source)):
+        return []
+    return overlap.trained_on(record)
+
+
+def described(config: Mapping, source: Path) -> dict:
+    """A source of teaching of the configured student as its run's record has it."""
     said: dict[str, Any] = {"run": str(source), "weights_sha256": weights_of(source), "identity": None}
     if is_run(source):
-        record = runs.read(source)
-        said |= {"identity": record.get("identity"), "trained_on": overlap.trained_on(record)}
+        said |= {"identity": runs.read(source).get("identity"), "trained_on": learned_from(config, source)}
     return said
 
 
@@ -124,31 +130,21 @@ def _matching(config: Mapping, overrides: Sequence[str]) -> Path:
     return found
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=16)
 def _say(line: str) -> None:
     """Say it once: teachers are resolved while a run is checked, and again when it begins."""
     log.info(line)
 
 
-def check(config: Mapping, given: str, key: str = "teacher.run") -> None:
-    """Raises InputError for a run, the value of `key`, that cannot teach with the configured data."""
-    ours = datasets.known_as(config["data"])
+def check(config: Mapping, given: str, key: str = "teacher.run", these_images: bool = False) -> None:
+    """Raises InputError for a run, the value of `key`, that cannot teach with the configured data; `these_images`: of
+    which it is to be."""
     record = runs.read(given)
     runs.check_leaves_network(record, f"{key}: {given}")
     if record["status"] != "completed":
         raise InputError(f"{key}: {given} is {record['status']}, not completed. Finish it or give another run.")
-    if (recorded := record.get("dataset_sha256")) not in ours:
-        if recorded in datasets.known_as({**config["data"], "split": "first"}):
-            held_out = record["config"]["data"].get("validation_size")
-            raise InputError(
-                f"{key}: {given} was trained on these images, split by data.split=first. Add data.split=first "
-                f"data.validation_size={held_out}, or give another teacher."
-            )
-        raise InputError(
-            f"{key}: {given} was trained on {record['config']['data']['name']} (sha256 "
-            f"{str(recorded)[:12]}), this config is for {config['data']['name']} "
-            f"({ours[0][:12]}). Give a teacher of the same dataset, split alike."
-        )
+    if not is_of_these_images(config, record):
+        _check_of_other_images(config, record, given, key, these_images)
     num_classes = datasets.load(config["data"]).num_classes
     if record["num_classes"] != num_classes:
         raise InputError(
@@ -163,3 +159,36 @@ def check(config: Mapping, given: str, key: str = "teacher.run") -> None:
     damaged = runs.damaged(Path(given), record)
     if damaged:
         raise InputError(f"{key}: {given}: {', '.join(damaged)} is not what run.json says. Give another run.")
+
+
+def is_of_these_images(config: Mapping, record: Mapping) -> bool:
+    """Whether a run was trained on the configured data, split alike."""
+    return record.get("dataset_sha256") in datasets.known_as(config["data"])
+
+
+def _check_of_other_images(config: Mapping, record: Mapping, given: str, key: str, these_images: bool) -> None:
+    """Raises InputError for a run of other data, unless its classes are the same, by name, and so are its channels, and
+    it need not be of `these_images`."""
+    theirs, recorded = record["config"]["data"], record.get("dataset_sha256")
+    split = {"split": theirs.get("split", "first"), "split_seed": theirs.get("split_seed", 0)}
+    if recorded in datasets.known_as({**config["data"], **split, "test_size": theirs.get("test_size")}):
+        words = f"data.split={split['split']}" + f" data.split_seed={split['split_seed']}" * (split["split"] != "first")
+        raise InputError(
+            f"{key}: {given} was trained on these images, split by {words}. Add {words} "
+            f"data.validation_size={theirs.get('validation_size')}, or give another teacher."
+        )
+    dataset = datasets.load(config["data"])
+    names, channels = list(dataset.class_names), dataset.train.images.shape[3]
+    have_names = names != [str(number) for number in range(len(names))]  # else they are said to be alike by nobody
+    is_alike = record.get("class_names") == names and record.get("image_shape", [None])[-1] == channels
+    if have_names and is_alike and not these_images:
+        _say(
+            f"{key}: {given} was trained on other images ({theirs['name']}) of the same classes. Whether these that "
+            "validate the student are among them is not known"
+        )
+        return
+    otherwise = "" if these_images else ", or one whose classes have the same names in the same order"
+    raise InputError(
+        f"{key}: {given} was trained on {theirs['name']} (sha256 {str(recorded)[:12]}), this config is for "
+        f"{config['data']['name']} ({dataset.sha256[:12]}). Give a run of the same dataset, split alike{otherwise}."
+    )

@@ -101,6 +101,8 @@ def validation(config: Mapping, source: Path, dataset: Dataset) -> np.ndarray:
     @lru_cache
     def asked_now() -> np.ndarray:
         log.info("teacher.file: %s: asking it for the %s validation images", source, f"{len(labels):,}")
+        if source.is_dir():
+            log.info("teacher.file: %s is a SavedModel, which is code: its graph may read and write files", source)
         with asked(config, source, dataset) as logits:
             found = np.concatenate(list(_blocks(logits, dataset.validation.images, config)))
         _check_worth(config, source, dataset, found)
@@ -142,7 +144,7 @@ def asked(config: Mapping, source: Path, dataset: Dataset) -> Iterator[Logits]:
                 advice = "Is the file whole? A slow network may have a longer teacher.time_limit."
                 raise InputError(f"teacher.file: {source}: the process that runs it {error}. {advice}") from error
             except KdrunError as error:
-                raise InputError(f"teacher.file: {source}: {error}") from error
+                raise InputError(f"teacher.file: {source}: {text(error, 600)}") from error
 
         def outputs(images: np.ndarray) -> np.ndarray:
             answer, payload = ask({"shape": images.shape}, np.ascontiguousarray(images).tobytes())
@@ -219,16 +221,30 @@ def _places(source: Path, dataset: Dataset, classes: Any, outputs: int) -> list[
 
 
 def _check_worth(config: Mapping, source: Path, dataset: Dataset, logits: np.ndarray) -> None:
-    accuracy = float((logits.argmax(axis=1) == dataset.validation.labels).mean())
-    least = _WEAK / dataset.num_classes
+    labels, least = dataset.validation.labels, _WEAK / dataset.num_classes
+    accuracy = float((logits.argmax(axis=1) == labels).mean())
     if accuracy >= least or config["teacher"]["weak"] == "allow":
         return
+    order, best = _best_order(logits, labels)
+    chosen = _chosen(config["teacher"]["classes"], dataset) or range(len(order))
+    in_order = ",".join(str(chosen[each]) for each in order)
+    hint = f" With teacher.classes=[{in_order}] it would be {best:.4f}." if best > (1 + least) / 2 else ""
     raise InputError(
         f"teacher.file: {source}: accuracy {accuracy:.4f} on {len(logits):,} validation images, below {least:.4f}, 1.5 "
         "times chance. Nearly always its images are scaled otherwise (teacher.input.scale, mean, std), its channels "
-        "are in another order (teacher.input.channels=bgr, layout), or its classes are (teacher.classes). Set these, "
-        "or teacher.weak=allow."
+        "are in another order (teacher.input.channels=bgr, layout), or its classes are (teacher.classes)."
+        f"{hint} Set these, or teacher.weak=allow."
     )
+
+
+def _best_order(logits: np.ndarray, labels: np.ndarray) -> tuple[list[int], float]:
+    """Which output each class would have to be for the accuracy to be highest, and that accuracy."""
+    from scipy.optimize import linear_sum_assignment
+
+    said = np.zeros((logits.shape[1],) * 2, int)
+    np.add.at(said, (labels, logits.argmax(axis=1)), 1)
+    _, order = linear_sum_assignment(said, maximize=True)
+    return order.tolist(), float(said[np.arange(len(order)), order].sum() / len(labels))
 
 
 def _format(source: Path) -> kinds.Format:

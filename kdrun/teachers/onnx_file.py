@@ -30,7 +30,7 @@ def load(path: Path) -> tuple[Declared, Callable[[np.ndarray], np.ndarray]]:
     except Exception as error:
         said = " ".join(str(error).split())
         advice = "Export it again."
-        if "external" in said.lower():
+        if any(word in said for word in ("external", "model_path must not be empty")):
             advice = "Its weights are in another file: export it as one, torch.onnx.export(..., external_data=False)."
         raise InputError(f"onnxruntime {onnxruntime.__version__} cannot load it ({said[:200]}). {advice}") from error
     inputs, outputs = session.get_inputs(), session.get_outputs()

@@ -56,6 +56,11 @@ def resolved(asked: Mapping[str, Any], declared: Declared) -> Input:
             "included. Give a network on images, or another teacher.input.layout."
         )
     axes = dict(zip(layout, shape, strict=True))
+    if axes.get("C") not in (None, 1, 3):
+        raise InputError(
+            f"its input is {_shown(shape)}, and in the layout {layout} these are images of {axes['C']} channels. They "
+            "must have 1 or 3: set teacher.input.layout otherwise, or leave it out."
+        )
     channels = asked["channels"] or {1: "grey", 3: "rgb"}.get(axes.get("C", 1) or 0)
     if channels is None:
         raise InputError(f"its input {_shown(shape)} does not say which channels. Set teacher.input.channels=rgb.")

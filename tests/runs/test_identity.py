@@ -177,3 +177,18 @@ def test_a_roles_own_optimizer_counts_for_that_role(given, changes, compose):
     before, after = compose(), compose(given)
     differ = {stage for stage in TRAINING if identities.of(before, stage, "x") != identities.of(after, stage, "x")}
     assert differ == changes
+
+
+def test_what_a_teacher_from_elsewhere_is_given_counts(compose, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n")
+    config = compose("stage=distill", "teacher.file=net.onnx", f"teacher.classes={names}")
+    before = fingerprint(identities.of(config, "distill", "data", ["weights"]))
+    keys = [key for key, _ in flatten(config) if key.startswith(("teacher.input.", "teacher.classes"))]
+    for key in keys:
+        assert fingerprint(identities.of(changed(config, key), "distill", "data", ["weights"])) != before, key
+    assert len(keys) == 7
+    for key in ("teacher.weak", "teacher.time_limit"):
+        assert fingerprint(identities.of(changed(config, key), "distill", "data", ["weights"])) == before, key
+    names.write_text("b\na\n")
+    assert fingerprint(identities.of(config, "distill", "data", ["weights"])) != before

@@ -99,13 +99,21 @@ def test_it_has_its_parameters_and_a_dense_layer_and_says_its_features(architect
             marks=pytest.mark.slow,
         ),
         pytest.param("DenseNet121", ["pool2_conv", "pool3_conv", "pool4_conv", "relu"], marks=pytest.mark.slow),
+        pytest.param("InceptionV3", [None, "mixed2", "mixed7", "mixed10"], marks=pytest.mark.slow),
     ],
 )
 def test_a_stage_is_the_last_layer_of_a_size_through_which_all_goes(architecture, layers):
-    theirs, ours = alone(architecture), made(architecture)
-    for mine, other in zip(features(model_of(architecture)), layers, strict=False):
-        assert ours.layers.index(ours.get_layer(mine)) - theirs.layers.index(theirs.get_layer(other)) in range(6)
-        assert type(ours.get_layer(mine)) is type(theirs.get_layer(other))
+    model = model_of(architecture)
+    size = smallest_image_size(model)
+    theirs, ours = alone(architecture, size), made(architecture, size)
+    up_to(ours, "embedding").set_weights(theirs.get_weights())
+    _, found = with_features(ours, features(model))(images(size))
+    module = getattr(applications, getattr(applications, architecture).__module__.rpartition(".")[2])
+    for mine, other in zip(found, layers, strict=False):
+        if other:
+            given = module.preprocess_input(255.0 * images(size))
+            expected = tf_keras.Model(theirs.input, theirs.get_layer(other).output)(given)
+            np.testing.assert_allclose(found[mine], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,9 @@ def test_a_stage_is_the_last_layer_of_a_size_through_which_all_goes(architecture
 @pytest.mark.parametrize(
     "architecture",
     [
-        "MobileNet",  # -1 to 1
         "VGG16",  # blue, green, red, less their means
-        "MobileNetV3Small",  # inside of the net
+        pytest.param("MobileNet", marks=pytest.mark.slow),  # -1 to 1
+        pytest.param("MobileNetV3Small", marks=pytest.mark.slow),  # inside of the net
         pytest.param("DenseNet121", marks=pytest.mark.slow),  # by mean and deviation
         pytest.param("EfficientNetV2B0", marks=pytest.mark.slow),
         pytest.param("ConvNeXtTiny", marks=pytest.mark.slow),
@@ -136,6 +136,7 @@ def test_images_are_prepared_as_the_architecture_wants_them(architecture):
     np.testing.assert_allclose(ours(images()), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_grey_images_are_seen_as_colour_ones():
     colour, grey = made("MobileNet"), made("MobileNet", channels=1)
     grey.set_weights(colour.get_weights())
@@ -163,14 +164,14 @@ def written(kind, base, folder, package):
 @pytest.mark.parametrize(
     ("kind", "package"),
     [
-        ("older", "tf_keras"),
         ("newer", "tf_keras"),
         ("whole nested", "tf_keras"),
-        ("whole", "keras"),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
             for each in [
+                ("older", "tf_keras"),
                 ("whole", "tf_keras"),
+                ("whole", "keras"),
                 ("newer nested", "tf_keras"),
                 ("older with its classifier", "tf_keras"),
                 ("newer", "keras"),

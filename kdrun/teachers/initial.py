@@ -3,7 +3,7 @@
 Importable without TensorFlow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,7 @@ def facts(config: Mapping, role: str) -> dict[str, Any]:
     run = _run_of(file)
     said: dict[str, Any] = {"run": str(given), "weights_sha256": sources.weights_of(file), "identity": None}
     if run:
-        record = runs.read(run)
-        said |= {"identity": record.get("identity"), "trained_on": _learned_from(config, record)}
+        said |= {"identity": runs.read(run).get("identity"), "trained_on": sources.learned_from(config, run)}
     return {"initial_weights": said}
 
 
@@ -128,7 +127,7 @@ def _check_run(config: Mapping, role: str, run: Path, dataset: datasets.Dataset)
         raise InputError(f"{key}: {given} is of another net: {said}. Give {role}.model as it is there, or another run.")
     if config[role]["new_learning_rate"] is not None and record["num_classes"] == dataset.num_classes:
         raise InputError(_nothing_new(role, given))
-    overlap.check(config, _learned_from(config, record), f"{key}: {given}")
+    overlap.check(config, sources.learned_from(config, run), f"{key}: {given}")
 
 
 def _nothing_new(role: str, given: str) -> str:
@@ -136,12 +135,6 @@ def _nothing_new(role: str, given: str) -> str:
         f"{role}.new_learning_rate: {given} tells as many classes apart as there are here, so all weights are its own "
         f"and none are new. Leave it out, or set {role}.optimizer.learning_rate."
     )
-
-
-def _learned_from(config: Mapping, record: Mapping) -> Sequence[overlap.Range]:
-    """What a run's network has learned from, of this config's images: of others, nothing."""
-    same = record.get("dataset_sha256") in datasets.known_as(config["data"])
-    return overlap.trained_on(record) if same else []
 
 
 def _layer(model, keys: Mapping, key: str, freeze: int | str) -> str:

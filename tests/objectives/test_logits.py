@@ -11,7 +11,7 @@ import tensorflow as tf  # noqa: E402
 
 from kdrun.objectives.batch import Batch  # noqa: E402
 from kdrun.objectives.combining import combined  # noqa: E402
-from kdrun.objectives.logits import dist, dkd, kd, logit_mse, multi_level, nkd  # noqa: E402
+from kdrun.objectives.logits import cross_entropy, dist, dkd, kd, logit_mse, multi_level, nkd  # noqa: E402
 from kdrun.objectives.teacher_free import label_smoothing, teacher_free  # noqa: E402
 
 EPSILON = 2.0**-23  # of float32
@@ -469,3 +469,22 @@ def test_combined_extreme_logits_are_finite(temperature, weights):
     u = _combined(teachers, temperature, weights, "probabilities").astype(np.float64)
     first = weights[0] if weights[1] else 1.0  # without a weight the second teacher's row does not count
     np.testing.assert_allclose(np.exp(_log_softmax(u / temperature))[0, :2], [first, weights[1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [None, [2.0, 0.0, 2.0, 2.0, 0.0]])
+@pytest.mark.parametrize("own_share", [None, 0.3])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_is_of_both_labels_of_a_mixed_image_as_far_as_they_are_there(counts, own_share, smoothing):
+    random = np.random.default_rng(3)
+    z, labels = random.normal(size=(5, 4)).astype(np.float32), np.array([3, 0, 1, 2, 1], np.int32)
+    each = np.ones(5) if counts is None else np.array(counts)
+    soft = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
+    soft *= each[:, np.newaxis]
+    if own_share is not None:
+        soft = own_share * soft + (1 - own_share) * soft[::-1]
+    expected = -np.mean(np.sum(soft * _log_softmax(z.astype(float)), axis=1))
+    shown = np.where(each > 0, labels, -1)  # those that do not count have none
+    found = cross_entropy(
+        tf.constant(z), tf.constant(shown), None if counts is None else tf.constant(counts), own_share, smoothing
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-5)

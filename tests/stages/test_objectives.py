@@ -420,7 +420,7 @@ def test_an_objective_gets_the_labels_of_the_batch_and_of_all_training_images():
     steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)
     indices = np.array([[5, 0, 2], [7, 1, 3]], np.int32)
     values, draws = np.array([[0.5, 2.0, 0.25, 1.0, 1.0]] * 2, np.float32), np.zeros((2, 2), np.int32)
-    rows = steps(indices, 0 * indices, values, np.ones(2, np.float32), draws, {}, ()).numpy()
+    rows = steps(indices, 0 * indices, values, np.zeros((2, 5), np.float32), draws, {}, ()).numpy()
     assert rows[:, -2].tolist() == [np.sum(labels * 3 ** np.arange(8))] * 2
     assert rows[:, -1].tolist() == [1.0, 1.0]
 

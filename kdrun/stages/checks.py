@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -239,7 +239,7 @@ def teachers(
     key = "teacher.file" if teacher["file"] else "teacher.run"
     for source in filter(is_run, sources or ()):
         overlap.check(config, learned_from(config, source), f"{key}: {source}")
-    _inside(config, sources, to_be)
+    _inside(config, dataset, sources, to_be)
     if mixing.is_on(config["distill"]):
         _mixed(config, of_a_file)
     if (
@@ -255,19 +255,19 @@ def teachers(
         foreign.check(config, source, dataset)
 
 
-def _inside(config: Mapping, sources: Sequence[Path] | None, to_be: Mapping | None) -> None:
+def _inside(config: Mapping, dataset: datasets.Dataset, sources: Sequence[Path] | None, to_be: Mapping | None) -> None:
     """Raises InputError where a network's features or classifier are asked for that it does not have; see teachers."""
     student, objective = config["student"], config["objective"]
     layers, takes_classifier = selection.layers(objective), student["classifier"] == "teacher"
-    are_needed = bool(layers) or takes_classifier
-    if are_needed and sources is not None and not (len(sources) == 1 and is_run(sources[0])):
-        given = f"{len(sources)} teachers"
-        if not all(map(is_run, sources)):
-            given = "a file of logits" if any(map(logits_file.is_one, sources)) else "another tool's network"
-        raise InputError(
-            f"objective={'+'.join(selection.chosen(objective))}, student.classifier={student['classifier']}: {given} "
-            "cannot give a network's features or classifier. Take an objective on logits, or the run of one teacher."
-        )
+    teacher = sources[0] if sources and len(sources) == 1 else None
+    if (layers or takes_classifier) and sources is not None and (teacher is None or not is_run(teacher)):
+        if takes_classifier or teacher is None or not foreign.have_features(teacher):
+            raise InputError(
+                f"objective={'+'.join(selection.chosen(objective))}, student.classifier={student['classifier']}: "
+                f"{_named(sources)} cannot give a network's features or classifier. Take an objective on logits, or "
+                "the run of one teacher."
+            )
+        foreign.check_runtime(teacher)
     begins = [f"student.{key}" for key in ("initial_weights", "freeze") if student[key] is not None]
     if begins and takes_classifier:
         raise InputError(
@@ -276,10 +276,22 @@ def _inside(config: Mapping, sources: Sequence[Path] | None, to_be: Mapping | No
         )
     if layers:
         ours = [*models.features(student["model"]), *["projection"] * takes_classifier]
-        theirs = checkpoint.model_of(sources[0]) if sources else to_be
-        assert theirs is not None  # who names no sources says what is trained
-        expanded = selection.expanded(objective, ours, [*models.features(theirs)])
-        selection.check_kinds(expanded, models.maps(student["model"]), models.maps(theirs))
+        maps: Collection[str] | None
+        if teacher is not None and not is_run(teacher):
+            shapes = foreign.features(config, teacher, dataset)
+            theirs, maps = list(shapes), {name for name, shape in shapes.items() if len(shape) == 3}
+        else:
+            model = checkpoint.model_of(teacher) if teacher else to_be
+            assert model is not None  # who names no sources says what is trained
+            theirs, maps = [*models.features(model)], models.maps(model)
+        selection.check_kinds(selection.expanded(objective, ours, theirs), models.maps(student["model"]), maps)
+
+
+def _named(sources: Sequence[Path]) -> str:
+    """What these are who teach, for a line."""
+    if any(map(logits_file.is_one, sources)):
+        return "a file of logits"
+    return kinds.FOREIGN[kinds.of(sources[0])].name if len(sources) == 1 else f"{len(sources)} teachers"
 
 
 def _without_labels(config: Mapping) -> None:

@@ -28,7 +28,9 @@ _WEAK = 1.5  # times chance: what is right less often is hardly looking at the s
 _PROCESS = "kdrun.teachers.foreign_process"
 _ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONFAULTHANDLER": ""}
 
-Logits = Callable[[np.ndarray], np.ndarray]  # images, uint8 [n, height, width, channels] -> float32 [n, classes]
+Outputs = Callable[[np.ndarray], np.ndarray]  # images, uint8 [n, height, width, channels] -> float32 [n, ...]
+
+_features: dict[str, dict[str, tuple[int, ...]]] = {}  # of the networks that this process has asked for them
 
 
 def check(config: Mapping, source: Path, dataset: Dataset) -> None:
@@ -121,16 +123,49 @@ def validation(config: Mapping, source: Path, dataset: Dataset) -> np.ndarray:
     return found
 
 
-def _blocks(logits: Logits, images: Any, config: Mapping) -> Iterator[np.ndarray]:
+def _blocks(logits: Outputs, images: Any, config: Mapping) -> Iterator[np.ndarray]:
     batch_size = config["teacher"]["inference_batch_size"]
     for start in range(0, len(images), batch_size):
         yield logits(np.asarray(images[start : start + batch_size]))
 
 
+def have_features(source: Path) -> bool:
+    """Whether networks of this kind may have features."""
+    return kinds.of(source) == "keras"
+
+
+def features(config: Mapping, source: Path, dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a teacher's features for one image, by name, in order. Raises InputError."""
+    key = manifest.digest(_key(config, source, dataset))
+    if key not in _features:
+        with _process(config, source) as ask:
+            answer, _ = ask({})
+            _features[key] = {name: tuple(shape) for name, shape in answer["features"].items()}
+    return _features[key]
+
+
 @contextmanager
-def asked(config: Mapping, source: Path, dataset: Dataset) -> Iterator[Logits]:
-    """While inside, a process that gives a teacher's logits of images. Raises InputError for whatever goes wrong there,
-    in one line."""
+def asked(config: Mapping, source: Path, dataset: Dataset, feature: str | None = None) -> Iterator[Outputs]:
+    """While inside, a process that gives a teacher's logits of images, or a feature. Raises InputError for whatever
+    goes wrong there, in one line."""
+    with _process(config, source) as ask:
+
+        def outputs(images: np.ndarray) -> np.ndarray:
+            told = {"shape": images.shape, "feature": feature}
+            answer, payload = ask(told, np.ascontiguousarray(images).tobytes())
+            return np.frombuffer(payload, np.float32).reshape(answer["shape"])
+
+        if feature:
+            ask({})  # which has it find them
+            yield outputs
+        else:
+            first = np.asarray(dataset.validation.images[: config["teacher"]["inference_batch_size"]])
+            yield _decoded(source, dataset, config["teacher"]["classes"], outputs, outputs(first))
+
+
+@contextmanager
+def _process(config: Mapping, source: Path) -> Iterator[Callable[..., tuple[dict, bytes]]]:
+    """While inside, a process that has loaded a teacher, as a function of what it is told, which is answered."""
     teacher = config["teacher"]
     batch_size = teacher["inference_batch_size"]
     told: dict[str, Any] = {"kind": kinds.of(source), "path": str(source.resolve()), "input": dict(teacher["input"])}
@@ -146,17 +181,12 @@ def asked(config: Mapping, source: Path, dataset: Dataset) -> Iterator[Logits]:
             except KdrunError as error:
                 raise InputError(f"teacher.file: {source}: {text(error, 600)}") from error
 
-        def outputs(images: np.ndarray) -> np.ndarray:
-            answer, payload = ask({"shape": images.shape}, np.ascontiguousarray(images).tobytes())
-            return np.frombuffer(payload, np.float32).reshape(answer["shape"])
-
         answer, _ = ask(told)
         _say(f"teacher.file: {source} is {_format(source).name}; it is given {answer['input']}")
-        first = np.asarray(dataset.validation.images[:batch_size])
-        yield _decoded(source, dataset, teacher["classes"], outputs, outputs(first))
+        yield ask
 
 
-def _decoded(source: Path, dataset: Dataset, classes: Any, outputs: Logits, first: np.ndarray) -> Logits:
+def _decoded(source: Path, dataset: Dataset, classes: Any, outputs: Outputs, first: np.ndarray) -> Outputs:
     """A function from images to logits of the data's classes. `first` are some outputs, by which it is known whether
     they are probabilities."""
     chosen = _places(source, dataset, classes, first.shape[1])

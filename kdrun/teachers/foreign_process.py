@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,15 @@ from kdrun.errors import InputError
 from kdrun.runtime import child
 from kdrun.teachers import kinds, pixels
 
-_loaded: list[tuple[pixels.Input, Callable[[np.ndarray], np.ndarray], int]] = []
+
+class _Loaded(NamedTuple):
+    network: kinds.Network
+    shown: pixels.Input
+    batch_size: int
+    features: dict[str, kinds.Feature]  # which are found when they are asked for
+
+
+_loaded: list[_Loaded] = []
 
 
 def main() -> None:
@@ -22,31 +30,37 @@ def main() -> None:
 def _answer(told: Mapping[str, Any], payload: bytes) -> tuple[dict, bytes]:
     if "path" in told:
         return _load(told), b""
+    (loaded,) = _loaded
+    if "shape" not in told:
+        loaded.features.update(loaded.network.features())
+        return {"features": {name: feature.shape for name, feature in loaded.features.items()}}, b""
     images = np.frombuffer(payload, np.uint8).reshape(told["shape"])
-    *_, batch_size = _loaded[0]
-    parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-    found = np.concatenate([_outputs(part, *_loaded[0]) for part in parts])
-    return {"shape": found.shape}, found.tobytes()
+    call = loaded.features[told["feature"]].call if told["feature"] else loaded.network.call
+    starts = range(0, len(images), loaded.batch_size)
+    found = [_outputs(images[start : start + loaded.batch_size], loaded, call) for start in starts]
+    outputs = np.concatenate(found)
+    return {"shape": outputs.shape}, outputs.tobytes()
 
 
 def _load(told: Mapping[str, Any]) -> dict:
     runtime: Any = import_module(kinds.FOREIGN[told["kind"]].module)
     runtime.start()
     child.limit_memory(told["memory"])
-    declared, call = runtime.load(Path(told["path"]))
-    shown = pixels.resolved(told["input"], declared)
-    _loaded[:] = [(shown, call, declared.shape[0] or told["batch_size"])]
+    network: kinds.Network = runtime.load(Path(told["path"]))
+    shown = pixels.resolved(told["input"], network.declared)
+    _loaded[:] = [_Loaded(network, shown, network.declared.shape[0] or told["batch_size"], {})]
     return {"input": str(shown)}
 
 
-def _outputs(images: np.ndarray, shown: pixels.Input, call: Callable, batch_size: int) -> np.ndarray:
-    """float32 [n, outputs]: of a batch that is always of one size, filled up with its first image, so that what is said
-    of an image does not depend on how many come with it."""
-    count = len(images)
+def _outputs(images: np.ndarray, loaded: _Loaded, call: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """float32 [n, ...]: of a batch that is always of one size, filled up with its first image, so that what is said of
+    an image does not depend on how many come with it."""
+    count, batch_size = len(images), loaded.batch_size
     if count < batch_size:
         images = np.concatenate([images, np.repeat(images[:1], batch_size - count, axis=0)])
-    found = np.asarray(call(pixels.prepare(images, shown)))
-    if found.ndim != 2 or len(found) != batch_size or found.dtype.kind != "f":
+    found = np.asarray(call(pixels.prepare(images, loaded.shown)))
+    as_it_should = found.ndim == 2 or call is not loaded.network.call
+    if not as_it_should or len(found) != batch_size or found.dtype.kind != "f":
         raise InputError(
             f"of {batch_size} images it gives {found.dtype} {list(found.shape)}; it must be floats of [{batch_size}, "
             "classes]."

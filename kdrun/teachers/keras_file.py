@@ -8,12 +8,14 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdrun.errors import InputError, text
+from kdrun.teachers.kinds import Feature, Network
 from kdrun.teachers.pixels import Declared
 
 _INSTEAD = (
@@ -21,7 +23,8 @@ _INSTEAD = (
 )
 _BUILTIN = ("keras", "builtins")
 _LONGEST = 1 << 26  # bytes of a config
-_SCALING = ("Rescaling", "Normalization")
+_STAGES = 4
+_EDGES = ("ZeroPadding2D", "Cropping2D")  # which do nothing but add an edge, or take one off
 _FEW = 0.01  # by which pixels from 0 to 255 are multiplied, at most; others are in [0, 1] already
 
 
@@ -36,11 +39,9 @@ def start() -> None:
     keras.config.disable_traceback_filtering()
 
 
-def load(path: Path) -> tuple[Declared, Callable[[np.ndarray], np.ndarray]]:
-    """What the model says of its input, and a function from images to its outputs. Raises InputError where the file has
-    code in it, or is not a whole model of Keras."""
+def load(path: Path) -> Network:
+    """The model. Raises InputError where the file has code in it, or is not a whole model of Keras."""
     import keras
-    import tensorflow as tf
 
     config, version = _config(path)
     if custom := next(_custom(config), None):
@@ -60,8 +61,56 @@ def load(path: Path) -> tuple[Declared, Callable[[np.ndarray], np.ndarray]]:
         )
     (given,) = inputs
     declared = Declared(tuple(given.shape), str(given.dtype), _scales(model))
+    return Network(declared, _called(model), partial(_features, model))
+
+
+def _called(model: Any) -> Callable[[np.ndarray], np.ndarray]:
+    import tensorflow as tf
+
     forward = tf.function(lambda images: model(images, training=False))
-    return declared, lambda images: forward(tf.constant(images)).numpy()
+    return lambda images: forward(tf.constant(images)).numpy()
+
+
+def _features(model: Any) -> dict[str, Feature]:
+    """`stage1` and so on, the last layers of the last four sizes of maps, and `embedding`, what the classifier is
+    given; as far as the model has them, of a size that it says."""
+    import keras
+
+    layers, by_side, embedding = list(_layers(model)), {}, None
+    for layer, given, made in layers:
+        if len(made.shape) == 4 and type(layer).__name__ not in _EDGES:
+            by_side[made.shape[1]] = made
+        if isinstance(layer, keras.layers.Dense) and len(given.shape) == 2:
+            embedding = given
+    last = next((made.shape[1] for _, _, made in reversed(layers) if len(made.shape) == 4), None)
+    sides = [side for side in by_side if side and last and side >= last][-_STAGES:]  # gates have maps of one pixel
+    found = {f"stage{number}": by_side[side] for number, side in enumerate(sides, 1)}
+    if embedding is not None:
+        found["embedding"] = embedding
+    return {
+        name: Feature(tuple(each.shape[1:]), _called(keras.Model(model.inputs, each)))
+        for name, each in found.items()
+        if None not in each.shape[1:]
+    }
+
+
+def _layers(model: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """A model's layers in order, those of models inside of it, too, with what each is given and makes, as symbolic
+    tensors of the model's own input."""
+    import keras
+
+    for layer in model.layers:
+        nodes = layer._inbound_nodes  # noqa: SLF001 - Keras says nowhere else what a layer is given
+        if not nodes or not nodes[-1].input_tensors:
+            continue
+        given = nodes[-1].input_tensors[0]
+        if isinstance(layer, keras.Model):
+            inner = list(_layers(layer))
+            tensors = [tensor for _, *both in inner for tensor in both]
+            outer = keras.Model(layer.inputs, tensors)(given)
+            yield from zip([each for each, *_ in inner], outer[::2], outer[1::2], strict=True)
+        elif len(nodes[-1].output_tensors) == 1:
+            yield layer, given, nodes[-1].output_tensors[0]
 
 
 def _config(path: Path) -> tuple[Any, str]:

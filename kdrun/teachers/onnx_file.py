@@ -1,11 +1,9 @@
 """An ONNX model, run by onnxruntime: a graph of known operations, and no code."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from kdrun.errors import InputError
+from kdrun.teachers.kinds import Network
 from kdrun.teachers.pixels import Declared
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
@@ -19,9 +17,8 @@ def start() -> None:
     onnxruntime.set_default_logger_severity(4)  # what is wrong is raised
 
 
-def load(path: Path) -> tuple[Declared, Callable[[np.ndarray], np.ndarray]]:
-    """What the model says of its input, and a function from images to its outputs. Raises InputError where it cannot be
-    loaded, or is not of images and classes."""
+def load(path: Path) -> Network:
+    """The network. Raises InputError where it cannot be loaded, or is not of images and classes."""
     import onnxruntime
 
     content = path.read_bytes()  # not by its name: weights in other files, of which no sum is known, are not found then
@@ -42,4 +39,4 @@ def load(path: Path) -> tuple[Declared, Callable[[np.ndarray], np.ndarray]]:
     given, output = inputs[0], outputs[0].name
     shape = tuple(each if isinstance(each, int) else None for each in given.shape)
     declared = Declared(shape, _DTYPES[given.type])
-    return declared, lambda images: session.run([output], {given.name: images})[0]
+    return Network(declared, lambda images: session.run([output], {given.name: images})[0])

@@ -59,11 +59,10 @@ def cached(config: Mapping, source: Path, dataset: Dataset) -> dict[str, np.ndar
     None, with a warning, for teacher.cache=auto; KdrunError for on.
     """
     if kinds.is_foreign(source):
-        asked = {**config, "teacher": {**config["teacher"], "cache": "on"}}  # there is nothing else to go on with
         key = foreign.cache_key(config, source, dataset)
         with ExitStack() as stack:
             load = partial(_foreign, stack, config, source, dataset)
-            return _cached(asked, dataset, _shapes(config, dataset), key, load)
+            return _cached(_kept(config), dataset, _shapes(config, dataset), key, load)
     if source.is_file():
         found = logits_file.logits(source, dataset)
         return {**found, "train": found["train"][np.newaxis]}
@@ -72,22 +71,19 @@ def cached(config: Mapping, source: Path, dataset: Dataset) -> dict[str, np.ndar
 
 
 def cached_features(
-    config: Mapping, teacher_dir: Path, dataset: Dataset, layers: Mapping[str, str]
+    config: Mapping, source: Path, dataset: Dataset, layers: Mapping[str, str]
 ) -> dict[str, np.ndarray] | None:
     """A teacher's features on the training set by name, float32 [views, n, ...], from the cache, filled if need be.
 
-    None, with a warning, where there is no room for them. `layers` are the layers by name.
+    None, with a warning, where there is no room for a run's. `layers` are the layers by name.
     """
     folder, found = Path(config["cache_dir"]), {}
-    record = runs.read(teacher_dir)
-    network_ = models.build(record["model"], tuple(record["image_shape"]), record["num_classes"], 0, "float32")
     views, n = _views(config), len(dataset.train.labels)
-    shapes = {name: {"train": (views, n, *network_.get_layer(x).output.shape[1:])} for name, x in layers.items()}
-    missing = [
-        name
-        for name, layer in layers.items()
-        if not cache.is_there(folder, {**cache_key(config, teacher_dir, dataset), "layer": layer})
-    ]
+    of_images = _feature_shapes(config, source, dataset, layers)
+    shapes = {name: {"train": (views, n, *shape)} for name, shape in of_images.items()}
+    is_foreign = kinds.is_foreign(source)
+    key = foreign.cache_key(config, source, dataset) if is_foreign else cache_key(config, source, dataset)
+    missing = [name for name, layer in layers.items() if not cache.is_there(folder, {**key, "layer": layer})]
     needed, free = sum(cache.size(shapes[name]) for name in missing), files.free(folder)
     log.info(
         "teacher cache: features of %s take %s",
@@ -95,15 +91,38 @@ def cached_features(
         files.readable(sum(map(cache.size, shapes.values()))),
     )
     if needed > free:
+        if is_foreign:
+            raise KdrunError(f"{folder} has {files.readable(free)} free, too few. Set cache_dir to another folder.")
         log.warning("teacher cache: %s are free in %s, too few. The teacher runs live", files.readable(free), folder)
         return None
     for name, layer in layers.items():
-        entry = {**cache_key(config, teacher_dir, dataset), "layer": layer}
-        cached = _cached(config, dataset, shapes[name], entry, partial(_teacher, config, teacher_dir, dataset, layer))
+        with ExitStack() as stack:
+            load = partial(_teacher, config, source, dataset, layer)
+            if is_foreign:
+                load = partial(_foreign, stack, config, source, dataset, layer)
+            how = _kept(config) if is_foreign else config
+            cached = _cached(how, dataset, shapes[name], {**key, "layer": layer}, load)
         if cached is None:
             return None
         found[name] = cached["train"]
     return found
+
+
+def _kept(config: Mapping) -> dict:
+    """A config whose teacher's outputs are kept in any case, since there is nothing else to go on with."""
+    return {**config, "teacher": {**config["teacher"], "cache": "on"}}
+
+
+def _feature_shapes(
+    config: Mapping, source: Path, dataset: Dataset, layers: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """The shape of each layer's output for one image, by name."""
+    if kinds.is_foreign(source):
+        shapes = foreign.features(config, source, dataset)
+        return {name: shapes[layer] for name, layer in layers.items()}
+    record = runs.read(source)
+    network_ = models.build(record["model"], tuple(record["image_shape"]), record["num_classes"], 0, "float32")
+    return {name: tuple(network_.get_layer(layer).output.shape[1:]) for name, layer in layers.items()}
 
 
 def _cached(
@@ -187,11 +206,11 @@ def _teacher(config: Mapping, teacher_dir: Path, dataset: Dataset, layer: str | 
     return model, {"train": augmented, "validation": plain, "test": plain}
 
 
-def _foreign(stack: ExitStack, config: Mapping, source: Path, dataset: Dataset):
+def _foreign(stack: ExitStack, config: Mapping, source: Path, dataset: Dataset, feature: str | None = None):
     """No network of ours, and another tool's inference by split, as `_teacher` gives one's; its process ends with the
     stack. What it says of the validation images is known already."""
     network.release()
-    ask = stack.enter_context(foreign.asked(config, source, dataset))
+    ask = stack.enter_context(foreign.asked(config, source, dataset, feature))
     batch_size = config["teacher"]["inference_batch_size"]
 
     def infer(images: Images, view: int = 0, how: Augmentation = augmentation.NONE) -> Iterator[np.ndarray]:

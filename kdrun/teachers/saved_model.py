@@ -3,12 +3,12 @@
 Its graph may read and write files: it is code, and run in a process of its own, which does not keep it from that.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from kdrun.errors import InputError, text
+from kdrun.teachers.kinds import Network
 from kdrun.teachers.pixels import Declared
 
 _SIGNATURES = ("serving_default", "serve")
@@ -23,9 +23,8 @@ def start() -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def load(path: Path) -> tuple[Declared, Callable[[np.ndarray], np.ndarray]]:
-    """What its signature says of its input, and a function from images to its outputs. Raises InputError where it
-    cannot be loaded, or is not of images and classes."""
+def load(path: Path) -> Network:
+    """The network of its signature. Raises InputError where it cannot be loaded, or is not of images and classes."""
     import tensorflow as tf
 
     try:
@@ -54,4 +53,4 @@ def load(path: Path) -> tuple[Declared, Callable[[np.ndarray], np.ndarray]]:
         return signature(**{given: tf.constant(images)})[output].numpy()
 
     call.model = model  # type: ignore[attr-defined] # whose variables go when it does
-    return declared, call
+    return Network(declared, call)

@@ -18,7 +18,7 @@ from kdrun.objectives import selection
 from kdrun.objectives.combining import combined
 from kdrun.objectives.learned import Learned
 from kdrun.runs import record as runs
-from kdrun.teachers import cache, outputs
+from kdrun.teachers import cache, foreign, outputs
 from kdrun.teachers.sources import is_run, weights_of
 from kdrun.training.supervision import (
     CachedTeacher,
@@ -63,17 +63,18 @@ def rehearse(config: Mapping, dataset: datasets.Dataset, teacher_model: Mapping,
     model = config["student"]["model"]
     if config["student"]["classifier"] == "teacher":
         model = {**model, "projection_units": surgery.classifier(teacher).kernel.shape[0]}
-    found, layers = _without_teacher(config, model, teacher_model, dataset)
+    found, layers = _without_teacher(config, model, models.features(teacher_model), dataset)
     source = live_teachers([teacher], [Preparation(teacher_size)], layers, _decoder(config, 1, layers))
     student = models.build(model, shapes[0], dataset.num_classes, 0, "float32")
     call_on_zeros(replace(found, source=source), student, Learned(0))
 
 
 def _without_teacher(
-    config: Mapping, model: Mapping, teacher_model: Mapping | None, dataset: datasets.Dataset
+    config: Mapping, model: Mapping, theirs: Mapping[str, str], dataset: datasets.Dataset
 ) -> tuple[Supervision, dict[str, str]]:
-    """The objectives with what they are given of the student, and the teacher's layers, by name, that they need."""
-    ours, theirs = models.features(model), models.features(teacher_model) if teacher_model else {}
+    """The objectives with what they are given of the student, and the teacher's layers, out of `theirs` by name, that
+    they need."""
+    ours = models.features(model)
     objective = selection.expanded(config["objective"], tuple(ours), tuple(theirs))
     named = [layer.partition(":") for layer in selection.layers(objective)]
     supervision = Supervision(
@@ -92,8 +93,7 @@ def supervision(
     `sums` are those of the teachers' weights, as the run's record has them: what was read is to be just that. Raises
     InputError where it is not.
     """
-    teacher_model = runs.read(sources[0])["model"] if sources and is_run(sources[0]) else None
-    found, layers = _without_teacher(config, model, teacher_model, dataset)
+    found, layers = _without_teacher(config, model, _features(config, sources, dataset), dataset)
     if peers := config["distill"]["peers"]:
         return replace(found, source=Peers(peers, _decoder(config, peers, layers)))
     if not sources:
@@ -117,6 +117,15 @@ def supervision(
     return replace(found, source=source, teacher_logits=teacher_logits)
 
 
+def _features(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset) -> Mapping[str, str]:
+    """The layers of the one who teaches, by the name of what they give."""
+    if len(sources) != 1 or not selection.layers(config["objective"]):
+        return {}
+    if is_run(sources[0]):
+        return models.features(runs.read(sources[0])["model"])
+    return {name: name for name in foreign.features(config, sources[0], dataset)}
+
+
 def _cached(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset, layers: Mapping[str, str]):
     """Each source's logits by split, and the features of `layers`; None where teachers are to run live instead."""
     why = outputs.why_live(config, dataset)
@@ -124,11 +133,8 @@ def _cached(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset,
         features: dict[str, np.ndarray] | None = {}
         if layers:
             why = "objectives on features; teacher.cache_features=true would keep them"
-            features = (
-                outputs.cached_features(config, sources[0], dataset, layers)
-                if config["teacher"]["cache_features"]
-                else None
-            )
+            are_kept = config["teacher"]["cache_features"] or not is_run(sources[0])
+            features = outputs.cached_features(config, sources[0], dataset, layers) if are_kept else None
         if features is not None:
             logits = [outputs.cached(config, source, dataset) for source in sources]
             if all(logits):

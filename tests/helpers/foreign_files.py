@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 SIDE = 8
 WEIGHTS = np.array([[3.0, 1.0, -1.0], [-2.0, 4.0, 0.0], [0.5, -1.0, 5.0]], np.float32)
+MIX = np.array([[1.0, 0.5], [-2.0, 0.25], [0.5, 1.0]], np.float32)
 LOW, HIGH = 0.4, 0.2  # of a colour's mean, what counts; so that pixels of another scale tell nothing apart
 
 NETS = ["model@student.model=mlp", "student.model.hidden_units=[8]"]
@@ -40,6 +41,13 @@ def write(folder: Path) -> list[str]:
 def logits(x: np.ndarray) -> np.ndarray:
     """What a network says of images, uint8 [n, side, side, 3]: float64 [n, 3]."""
     return np.clip(x.astype(np.float64).mean(axis=(1, 2)) / 255 - LOW, 0, HIGH) @ WEIGHTS.astype(np.float64) * 10
+
+
+def staged(x: np.ndarray) -> dict[str, np.ndarray]:
+    """What staged.keras computes of images on the way, in float64, by the names of features."""
+    mixed = x.astype(np.float64) / 255 @ MIX.astype(np.float64)
+    pooled = np.maximum(mixed.reshape(len(x), SIDE // 2, 2, SIDE // 2, 2, 2).mean(axis=(2, 4)), 0)
+    return {"stage1": mixed, "stage2": pooled, "embedding": pooled.mean(axis=(1, 2))}
 
 
 def write_onnx(path: Path, weights: np.ndarray = WEIGHTS, shape=("n", 3, SIDE, SIDE), last=(), dtype=TensorProto.FLOAT):
@@ -112,6 +120,11 @@ coded = keras.Model(x, keras.layers.Lambda(lambda y: 2 * y)(model(x)))
 coded.save(f"{folder}/coded.keras")
 coded.save(f"{folder}/coded.h5")
 model.save_weights(f"{folder}/alone.weights.h5")
+mix = keras.layers.Conv2D(2, 1, use_bias=False)
+inner = keras.Sequential([keras.Input((8, 8, 3)), mix, keras.layers.AveragePooling2D(2)])
+mix.set_weights([np.array(eval(sys.argv[5]), "float32").reshape(1, 1, 3, 2)])
+ends = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dropout(0.5), keras.layers.Dense(3), keras.layers.Softmax()]
+keras.Sequential([keras.Input((8, 8, 3)), inner, keras.layers.ReLU(), *ends]).save(f"{folder}/staged.keras")
 
 
 class Aborts(tf.Module):
@@ -136,8 +149,9 @@ old.save(f"{folder}/old.keras")
 
 def write_all(folder: Path) -> Path:
     """The network as Keras 3 writes it, in every form: net.keras, net.h5, exported/, net.onnx. And pixels.keras, which
-    scales pixels itself and gives probabilities; and files that are not to be taken."""
-    given = [str(folder), str(LOW), str(HIGH), str(WEIGHTS.tolist())]
+    scales pixels itself and gives probabilities; staged.keras, whose features are `staged`; and files not to be
+    taken."""
+    given = [str(folder), str(LOW), str(HIGH), str(WEIGHTS.tolist()), str(MIX.tolist())]
     environment = {"PATH": "/usr/bin:/bin", "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
     subprocess.run([sys.executable, "-c", _MADE_BY_KERAS, *given], check=True, capture_output=True, env=environment)
     return folder

@@ -134,7 +134,7 @@ REFUSED = {
     "never ending views": ({}, ["data.augment.cutout=2"], ["asked once", "data.augment.views=4"]),
     "not kept": ({}, ["teacher.cache=off"], ["teacher.cache=off", "asked once"]),
     "two teachers": ({}, ["teacher.run=somewhere"], ["Give one of them"]),
-    "features": ({}, ["objective=fitnet"], ["another tool's network cannot give a network's features"]),
+    "features": ({}, ["objective=fitnet"], ["an ONNX model cannot give a network's features"]),
 }
 
 

@@ -57,6 +57,28 @@ def test_a_model_that_scales_pixels_itself_is_given_pixels(made, given, tmp_path
     np.testing.assert_allclose(kept(tmp_path)[0], z - np.log(np.exp(z).sum(axis=1, keepdims=True)), atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_keras_file_has_features_those_of_a_model_inside_of_it_too(made, given, tmp_path, capfd):
+    """In a student's every view, and with the same student when they are kept already."""
+    net = ["model@student.model=resnet", "student.model.depth=8", "student.model.widths=[4,4,4,4]"]
+    all_but_the_net = [word for word in given if word not in files.NETS]
+    words = ["stage=distill", *all_but_the_net, *net, f"teacher.file={made / 'staged.keras'}", "teacher.weak=allow"]
+    words += ["data.augment.flip=true", "objective=fitnet"]
+    assert main([*words, "objective.fitnet.layers=[stage1,stage2,embedding]"]) == 0
+    found = {each.shape[2:]: each for each in map(np.load, tmp_path.glob("out/.cache/teachers/*/train.npy"))}
+    x = files.images()["x_train"][60:]
+    expected = [files.staged(seen) for seen in (x, x[:, :, ::-1])]
+    for name, plain in expected[0].items():
+        kept_ones = found[plain.shape[1:]]
+        np.testing.assert_allclose(kept_ones, np.stack([each[name] for each in expected]), rtol=1e-5, atol=1e-6)
+    assert main([*words, "objective.fitnet.layers=[stage1,stage2,embedding]"]) == 0
+    assert capfd.readouterr().out.count("asking the teacher") == 5  # of validation, three features and logits, once
+    first, second = (path.parent for path in tmp_path.glob("out/distill/*/run.json"))
+    assert bits(first) == bits(second)
+    assert main([*words, "objective.fitnet.layers=[stage3:stage4]"]) == 2
+    assert "the teacher has no layer stage4. Allowed: stage1, stage2, embedding" in capfd.readouterr().err
+
+
 def short(made: Path, name: str, folder: Path) -> Path:
     """A copy of which the second half is missing."""
     path = folder / name

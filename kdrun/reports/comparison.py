@@ -198,13 +198,15 @@ def _figures(drawn: _Drawn, runs: pd.DataFrame, names: Sequence[str]) -> dict[st
 def _knowledge(usable: pd.DataFrame, drawn: _Drawn, names: Sequence[str]) -> Figure | None:
     run = drawn.runs[DISTILLED][0]
     row = usable[usable["run"] == run].iloc[0]
+    if not isinstance(row["identity"].get("teacher", [None])[0], Mapping):
+        return None  # of a file, which keeps nothing of the test images
     try:
-        teacher = predictions.read(row["teacher"][0])[1]
+        tested, teacher = predictions.read(row["teacher"][0])
     except (IndexError, InputError) as error:
         log.info("compare: no figure of what the teacher knows: %s", error)
         return None
     labels, logits = predictions.read(run)
-    if drawn.images is None or teacher.shape != logits.shape:
+    if drawn.images is None or not np.array_equal(tested, labels):  # a run may have other test images
         return None
     return plots.what_the_teacher_knows(drawn.images, labels, teacher, logits, float(row["temperature"]), names)
 

@@ -121,6 +121,7 @@ def test_a_pipeline_takes_it_in_place_of_a_teacher(given, tmp_path, capfd):
     assert main([*words, "controls=[shuffled]"]) == 0
     out = capfd.readouterr().out
     assert "distilled student" in out and "student alone" in out and "report.html" in out
+    assert "no figure" not in out  # of what it says of the test images, which nobody keeps
     assert not (tmp_path / "out/teacher").exists()
     assert len(list(tmp_path.glob("out/distill/*/run.json"))) == 4
     assert kept(tmp_path).shape == (2, 60, 3)

@@ -30,6 +30,7 @@ _DISTILLING_ALONE = (
     "stage",
     *DISTILLING,
     "teachers",
+    "teacher_file",
     "teacher_inference_batch_size",
     "classifier",
     "peers",

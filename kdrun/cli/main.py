@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from signal import Signals
 from typing import NoReturn
 
 from hydra._internal.callbacks import Callbacks
@@ -22,12 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kdrun import __version__, plugins, registry
-from kdrun.cli import resuming
+from kdrun.cli import answer, resuming
+from kdrun.cli.answer import Begun
 from kdrun.cli.compose import CONFIG, composing, config_dir, config_folder, load_plugins, plain, the_hydra
 from kdrun.cli.explain import explained, readable, unknown_flag, verbs
 from kdrun.cli.plan import Place, Request, check_request, check_words, find_place
 from kdrun.errors import KdrunError, NoRoom
-from kdrun.runs import sweeps
+from kdrun.runs import directory, sweeps
 from kdrun.runtime import devices, signals, tensorflow
 from kdrun.runtime.workers import Pool
 from kdrun.stages import compare, work
@@ -38,35 +40,51 @@ def main(arguments: list[str] | None = None) -> int:
     """Run kdrun with command-line arguments (sys.argv's by default); returns the exit code (see errors.py)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # without Hydra, which composes a config for the one, and says its own version
-    if answer := _help() if not arguments or {"--help", "-h"} & set(arguments) else _version(arguments):
-        _answer(answer)
+    if asked := _help() if not arguments or {"--help", "-h"} & set(arguments) else _version(arguments):
+        _answer(asked)
         return 0
+    if not answer.is_json(arguments):
+        return _attempt(arguments, Begun())[0]
+    begun = Begun()
+    with answer.on_standard_error():
+        exit_code, error = _attempt(arguments, begun)
+    _answer(answer.text(begun, exit_code, error))
+    return exit_code
+
+
+def _attempt(arguments: list[str], begun: Begun) -> tuple[int, str | None]:
+    """Do what a command line asks for; returns the exit code, and what it failed at, which is printed."""
     try:
         with signals.at_once():
-            return _run(arguments)
+            exit_code = _run(arguments, begun)
+        return exit_code, "some of its jobs are not completed" if exit_code else None
     except resuming.Completed as done:
+        begun.run_dir = done.run_dir
         print(f"kdrun: {done}")
-        return 0
+        return 0, None
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        how = f"Stopped by {Signals(code - 128).name}." if code > 128 else f"It ended with exit code {code}."
+        return code, how if code else None
     except (KdrunError, HydraException, OmegaConfBaseException, YAMLError) as error:
         problem = error if isinstance(error, KdrunError) else explained(error, arguments)
         if isinstance(problem, NoRoom):
             problem.command = shlex.join(["kdrun", *arguments])
-        print(f"kdrun: {problem}", file=sys.stderr)
-        return problem.exit_code
+        return _failed(problem.exit_code, str(problem))
     except signals.AtOnce as error:
-        print(f"kdrun: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error.exit_code, str(error))
     except KeyboardInterrupt:
-        print("kdrun: Stopped by SIGINT.", file=sys.stderr)
-        return 130
+        return _failed(130, "Stopped by SIGINT.")
     except Exception as error:  # noqa: BLE001 - the last place where an unexpected one can be shown and given its exit code
         if no_room := files.no_room(error, Path()):  # for a run directory
-            print(f"kdrun: {no_room}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        return 1
+            return _failed(1, str(no_room))
+        traceback.print_exc()
+        return 1, f"{type(error).__name__}: {error}"
+
+
+def _failed(exit_code: int, said: str) -> tuple[int, str]:
+    print(f"kdrun: {said}", file=sys.stderr)
+    return exit_code, said
 
 
 def _answer(text: str) -> None:
@@ -86,8 +104,8 @@ def _help() -> str:
     return text.replace("$$", "$").rstrip()
 
 
-def _run(arguments: list[str]) -> int:
-    """Do what a command line asks for; returns the exit code."""
+def _run(arguments: list[str], begun: Begun) -> int:
+    """Do what a command line asks for; returns the exit code, and notes what it has `begun`."""
     parser = get_args_parser()
     # argparse would print its usage and end the process
     parser.error = _refuse  # type: ignore[method-assign]  # Hydra makes it, so that it is of no class of ours
@@ -104,10 +122,15 @@ def _run(arguments: list[str]) -> int:
         load_plugins(options.overrides)
         tensorflow.log_to_terminal()  # pictures are decoded, and what hurts in the data is said, while it is checked
         request, place = check_request(options, flags, searched), Place()
+        begun.stage = request.values["stage"]
         try:
             with signals.undisturbed():  # which raises at its end, when the folders are there, and noted
                 place = find_place(request)
-            return _run_sweep(request, place, place.sweep) if place.sweep else _run_one(request, place)
+            if place.sweep:
+                begun.sweep = Path(place.folder)
+                return _run_sweep(request, place, place.sweep, begun)
+            begun.run_dir = Path(place.folder)
+            return _run_one(request, place)
         finally:
             if place.is_new:
                 _remove_unbegun(Path(place.folder))
@@ -173,7 +196,7 @@ def _run_one(request: Request, place: Place) -> int:
     return 0
 
 
-def _run_sweep(request: Request, place: Place, sweep: sweeps.Sweep) -> int:
+def _run_sweep(request: Request, place: Place, sweep: sweeps.Sweep, begun: Begun) -> int:
     """Have Hydra's sweeper name all jobs, have them done, and show what came of them."""
     from kdrun.reports import jobs
 
@@ -196,9 +219,12 @@ def _run_sweep(request: Request, place: Place, sweep: sweeps.Sweep) -> int:
         if not isinstance(error, ValueError) or sweeps.done(sweep)["completed"]:
             raise
     finally:
-        all_done = jobs.show(sweeps.records(sweep), sweeps.of_command(sweep), sweep.total)
+        names = sweeps.of_command(sweep)
+        begun.jobs = [Path(place.folder) / name for name in names]
+        all_done = jobs.show(sweeps.records(sweep), names, sweep.total)
     if "seed" in sweep.keys and registry.get("stage", request.values["stage"]).takes_seeds:
-        compare.sweep(request.values, place.folder)
+        begun.comparison = directory.create(request.values["outputs"], "compare")
+        compare.sweep(request.values, place.folder, begun.comparison)
     return 0 if all_done else 1
 
 

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun import plugins, registry
-from kdrun.cli import hydra_keys, resuming
+from kdrun.cli import answer, hydra_keys, resuming
 from kdrun.cli.compose import CONFIG, compose, config_dir, dictionaries, parsed, plain
 from kdrun.cli.explain import choices as choices_of
 from kdrun.cli.explain import unreadable
@@ -63,11 +63,13 @@ def check_request(options: argparse.Namespace, flags: Sequence[str], searched: S
     from kdrun import stages
 
     growing, identities = False, dict[str | None, list[dict | None]]()
+    is_json = answer.is_json(options.overrides)
     first = _with_files_words(options, searched)
     for key, job in _jobs(options.overrides) if options.multirun else [(None, options.overrides)]:
         composed = first or compose([*job, *searched], options.config_name or CONFIG)
         first = None
         values = _load(composed, job)
+        answer.check_is_said(values, is_json)
         if values["resume"] not in (None, "auto"):
             if options.multirun:
                 raise InputError("resume: a sweep's jobs go on with resume=auto, each with its own run.")

@@ -34,17 +34,22 @@ FREE = (
     "data.transfer_store",
     "reuse",
     "workers",
+    "print",
     "teacher.time_limit",
 )
 # a run that began before one of these came has it as it is now
-_CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker", "workers"}
+_CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker", "workers", "print"}
 _CAME_LATER |= {"seeds", "teachers", "controls", "arms"}
 # what is as one of these keys says, unless it is given itself
 _FOLLOWING = {"tensorboard.histograms": "tracker.tensorboard.histograms"}
 
 
 class Completed(Exception):
-    """The run to go on with has nothing left to do."""
+    """The run to go on with, in `run_dir`, has nothing left to do."""
+
+    def __init__(self, run_dir: str):
+        super().__init__(f"{run_dir} is completed; there is nothing left to do.")
+        self.run_dir = Path(run_dir)
 
 
 def find_interrupted(config: Mapping) -> Path | None:
@@ -127,7 +132,7 @@ def _check_is_to_grow(run_dir: str, record: Mapping, keys: Sequence[str]) -> Non
     if changed := runs.damaged(Path(run_dir), {"files": {}, **record}):
         raise InputError(f"resume: {run_dir} is completed, but {', '.join(changed)} was changed. Start a new run.")
     if not any(key in _CAN_GROW for key in keys):
-        raise Completed(f"{run_dir} is completed; there is nothing left to do.")
+        raise Completed(run_dir)
 
 
 def _check_given(run_dir: str, keys: Sequence[str], values: Mapping, asked: Mapping) -> None:
@@ -156,7 +161,7 @@ def _check_grows(run_dir: str, record: Mapping, config: Mapping, stage: registry
     if record["identity"].get("format") != FORMAT:
         raise InputError(f"resume: {run_dir} was made by another kdrun, whose numbers are not this one's. Start anew.")
     if training["epochs"] == record["identity"]["epochs"]:
-        raise Completed(f"{run_dir} is completed; there is nothing left to do.")
+        raise Completed(run_dir)
     if (patience := training["patience"]) and record["results"]["validation"]["last"]["epoch"] < (
         record["identity"]["epochs"]
     ):

@@ -195,6 +195,7 @@ class Config(TypedDict):
     cache_dir: Path
     reuse: bool
     workers: Annotated[int | str, rules.auto_or(integer(1, 1024))]
+    print: Annotated[str, one_of("text", "json")]
     seeds: Annotated[int | list[int] | None, rules.seeds]
     arms: Annotated[list[str], rules.some_of("student", "distill")]
     teachers: Annotated[int | str | None, rules.teachers]

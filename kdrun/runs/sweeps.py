@@ -37,6 +37,7 @@ _NOT_THE_JOBS = (
     "compare.margin",
     "plugins",
     "workers",
+    "print",
 )
 _ASIDE = re.compile(r"\.damaged(-\d+)?$")  # see manifest.set_aside; a job's own name ends with a hash
 _NOTES = ".jobs"  # folder of a sweep, while it runs

@@ -25,10 +25,10 @@ def compare(config: Mapping, run_dir: Path, *, runs: rules.Paths) -> dict:
         return record["results"]
 
 
-def sweep(config: Mapping, folder: str) -> None:
-    """Compare the runs of a sweep of a stage that compares its own, over all its jobs, as a run beside them."""
+def sweep(config: Mapping, folder: str, run_dir: Path) -> None:
+    """Compare the runs of a sweep of a stage that compares its own, over all its jobs, as a run in its directory."""
     of_all = {**shared(config), **ONE_JOB, "stage": "compare", "runs": folder}
-    stages.run(of_all, directory.create(config["outputs"], "compare"))
+    stages.run(of_all, run_dir)
 
 
 def compared(config: Mapping, places, run_dir: Path, table: bool = True) -> dict:

@@ -89,6 +89,7 @@ KEYS = [
     "patience",
     "plugins",
     "precision",
+    "print",
     "resume",
     "reuse",
     "seed",

@@ -17,6 +17,7 @@ FREE = {
     "sweep": "where it is written",
     "resume": "what is gone on with",
     "reuse": "what is trained anew",
+    "print": "what is shown",
     "workers": "how many jobs are at work beside each other",
     "checkpoint": "when states are saved",
     "measure_latency": "after training",

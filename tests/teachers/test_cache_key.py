@@ -61,6 +61,7 @@ FREE = {
     "resume": "where things are",
     "reuse": "where things are",
     "threads": "like the machine",
+    "print": "what is shown",
     "workers": "like the machine",
     "seeds": "of students, or what another teacher is made with",
     "teachers": "of teachers, each of which is asked",

@@ -21,7 +21,7 @@ SPLIT_NAMES = {  # what people call them
 }
 _USUAL = {"image_column": ("image", "img", "picture"), "label_column": ("label", "labels", "fine_label", "class")}
 _SHOWN = 3
-_LARGEST = 1 << 30  # bytes of a picture's file
+LARGEST = 1 << 30  # bytes of a picture's file
 Column = Annotated[str | None, rules.optional(rules.text)]
 
 
@@ -52,7 +52,7 @@ def of_files(path: Path, names: Sequence[str], files_: Sequence[str], **describe
 
 
 def _content(paths: Sequence[str], place: int) -> bytes:
-    return files.read(paths[place], _LARGEST)
+    return files.read(paths[place], LARGEST)
 
 
 def stamp_of(paths: Sequence[Path | str]) -> list[list[int]]:

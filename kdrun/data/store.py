@@ -12,22 +12,19 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import Progress
 
 from kdrun.config import rules
 from kdrun.data import pictures
 from kdrun.data.listing import SPLITS, Listing, some
 from kdrun.data.rows import Rows
 from kdrun.errors import InputError, KdrunError
-from kdrun.runtime import locks, signals
+from kdrun.runtime import locks, parallel, signals
 from kdrun.storage import arrays, files, forms, manifest
 
 log = logging.getLogger(__name__)
@@ -199,7 +196,7 @@ def _look_at(listing: Listing) -> list[Seen]:
             return hashlib.sha256(content).hexdigest(), str(error)
 
     count = len(listing.names)
-    together = _parallel(seen, range(count), _TOGETHER, "reading pictures", _cores())
+    together = parallel.in_blocks(seen, range(count), _TOGETHER, "reading pictures", parallel.cores(), count)
     return [each for some_ in together for each in some_]
 
 
@@ -252,9 +249,9 @@ def _write(partial: Path, listing: Listing, seen: Sequence[Seen], decoding: Deco
         _header(file, (len(good), *shape))
         os.posix_fallocate(file.fileno(), 0, file.tell() + len(good) * side * side * decoding.channels)
         at_once = max(1, min(_TOGETHER, _AT_ONCE // (side * side * decoding.channels)))
-        threads = 1 if side * side * decoding.channels < _SMALL else _cores()
-        blocks = _parallel(decoded, good, at_once, "decoding pictures", threads)
-        for places, block in zip(_cut(good, at_once), blocks, strict=True):
+        threads = 1 if side * side * decoding.channels < _SMALL else parallel.cores()
+        blocks = parallel.in_blocks(decoded, good, at_once, "decoding pictures", threads, len(good))
+        for places, block in zip(parallel.cut(good, at_once), blocks, strict=True):
             for place, pixels in zip(places, block, strict=True):
                 if isinstance(pixels, str):
                     broken[place] = pixels
@@ -272,27 +269,3 @@ def _header(file: Any, shape: tuple[int, ...]) -> None:
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     file.seek(max(end, file.tell()))
-
-
-def _cut(places: Sequence[int], count: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(places), count):
-        yield places[start : start + count]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _parallel(task: Callable, places: Sequence[int], at_once: int, called: str, count: int) -> Iterator[list]:
-    """A task's results for all places, in order, some at a time; by so many threads, since Pillow lets others run."""
-    console = Console()
-    with (
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
-        ThreadPoolExecutor(count) as threads,
-    ):
-        line = bar.add_task(called, total=len(places))
-        for some_ in _cut(places, at_once):
-            signals.check()
-            parts = threads.map(lambda part: [task(place) for place in part], _cut(some_, -(-len(some_) // count)))
-            yield [each for part in parts for each in part]
-            bar.advance(line, len(some_))

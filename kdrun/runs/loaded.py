@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from kdrun.runs import record as runs
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kdrun.teachers.predictor import Predictor
 
 
 class LoadedRun:
@@ -56,6 +58,32 @@ class LoadedRun:
         runs.check_leaves_network(self.record, str(self.path))
         tensorflow.load_tensorflow()
         return checkpoint.load(self.path, "float32", which)
+
+    def predict(self, images: np.ndarray | str | Path | Sequence[str | Path]) -> np.ndarray:
+        """Probabilities, float32 [n, classes], in the order of `record["class_names"]`; every row's sum is 1.
+
+        `images` are uint8 [n, height, width, channels], pixels from 0 to 255, of any size and of as many channels as
+        the network was trained on ([n, height, width] where that is one); or a list of the names of pictures' files,
+        which are read as data=folder reads them (turned, grey or colour, transparent on white, made as large as the
+        training images). By the best weights. Loads TensorFlow.
+
+        Raises InputError for a run without a good network, for an array of another kind, and for pictures that cannot
+        be read, with all their names; Diverged where a probability is no finite number. A net of a file of your own
+        must be registered first: kdrun.load_run(path, plugins=[FILE]).
+        """
+        named = [images] if isinstance(images, str | Path) else images
+        if not isinstance(named, np.ndarray) and all(isinstance(each, str | Path) for each in named):
+            return self._predictor.of_files([str(path) for path in named])
+        return self._predictor.of_array(np.asarray(images))
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        from kdrun.runtime import tensorflow
+        from kdrun.teachers.predictor import Predictor
+
+        runs.check_leaves_network(self.record, str(self.path))
+        tensorflow.load_tensorflow()
+        return Predictor(self.path)
 
     def prepared(self, images: np.ndarray) -> Any:
         """Images, uint8 [n, height, width, channels], as the network was shown them: resized, scaled to [0, 1] and

@@ -93,6 +93,7 @@ RECORD = {
     "num_classes?": count,
     "class_names?": [str],
     "image_shape?": [count],
+    "raw_shape?": [count],
     "normalisation?": {"mean": [number], "std": [positive]},
     "precision?": word,
     "model?": MODEL,

@@ -56,7 +56,8 @@ def adjust_bias(
     dataset = datasets.load(theirs["config"]["data"], theirs["seed"])
     facts = {"seed": theirs["seed"], "dataset_sha256": dataset.sha256, "adjusted": sources.described(config, source)}
     with recording(run_dir, config, **facts) as record:
-        kept = ("model", "image_shape", "num_classes", "class_names", "precision", "parameters", "multiply_adds")
+        shapes = ("image_shape", "raw_shape")
+        kept = ("model", *shapes, "num_classes", "class_names", "precision", "parameters", "multiply_adds")
         record |= {key: theirs[key] for key in kept if key in theirs} | preparation.recorded(preparation.of_run(theirs))
         precision.prepare_machine()
         model = checkpoint.load(source, theirs["precision"])

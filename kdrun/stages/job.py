@@ -117,6 +117,7 @@ def train(job: TrainingJob, config: Mapping, run_dir: Path, record: dict) -> dic
     with tracking.Trackers(run, tracking.chosen(config["tracker"])) as trackers:
         names = [str(name) for name in job.dataset.class_names]
         record |= {"model": job.model, "image_shape": job.image_shape, "precision": job.policy, "class_names": names}
+        record["raw_shape"] = list(job.dataset.train.images.shape[1:])  # of images before they are resized
         record |= recorded(settings.preparation)
         record |= jobs.describe(program)
         update(run_dir, record)

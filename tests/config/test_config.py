@@ -211,7 +211,8 @@ def test_every_key_of_kdruns_own_says_what_it_may_be(kind):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 def test_every_preset_goes_with_every_stage(check, preset, stage):
-    given = [f"stage={stage}", *{"evaluate": ["run=x"], "adjust_bias": ["run=x", "classes=[1]"]}.get(stage, [])]
+    of_its_own = {"evaluate": ["run=x"], "adjust_bias": ["run=x", "classes=[1]"], "predict": ["run=x", "inputs=x"]}
+    given = [f"stage={stage}", *of_its_own.get(stage, [])]
     given += [f"experiment={preset}"] * (preset is not None)
     checked = check(*given)
     expected = {"mutual": "distill"}.get(stage, stage)  # distilling, with peers

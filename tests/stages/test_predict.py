@@ -5,7 +5,10 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -405,3 +408,29 @@ def test_the_answer_of_a_pipeline_has_a_verdict(answer, trained):
     assert said["result"]["runs"][0]["run"] == trained[2]["paths"]["run"] and "reusing the completed run" in err
     assert said["verdict"] == said["result"]["sentence"] and said["verdict"]
     assert Path(said["paths"]["report.html"]).is_file()
+
+
+def test_docs_predicting(trained, run_dir, tmp_path, monkeypatch, capfd):
+    """Every command and the script of docs/predicting.md, on pictures of the names that it has."""
+    monkeypatch.chdir(tmp_path)
+    for name, image in zip(("cat", "dog"), digits(), strict=False):
+        save(f"photos/{name}.jpg", image)
+    np.savez("some.npz", x=digits())
+    page = (Path(__file__).parents[2] / "docs/predicting.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, re.M | re.S)
+    lines = [line for kind, block in blocks if not kind for line in block.splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        before, _, command = line.rpartition("| ")
+        if before:
+            Path("names").write_text(subprocess.run(shlex.split(before), capture_output=True, text=True).stdout)
+            monkeypatch.setattr(sys, "stdin", Path("names").open())  # noqa: SIM115 - read to its end
+        program, *words = shlex.split(command.replace("RUN", str(run_dir)))
+        assert program == "kdrun" and main(words) == 0, (line, capfd.readouterr().err)
+    counts = sorted(reference.record(each)["results"]["images"] for each in Path("outputs/predict").iterdir())
+    assert counts == [1, 2, 2, 2, 2, 6]
+    (script,) = (block for kind, block in blocks if kind == "python")
+    capfd.readouterr()
+    exec(script.replace("RUN", str(run_dir)), {})
+    said = capfd.readouterr().out.splitlines()
+    assert said[1] == "(3, 10)" and said[0].count("'") == 4

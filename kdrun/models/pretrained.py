@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.errors import InputError
+from kdrun.errors import InputError, text
 from kdrun.models.weights import check_numbers
 from kdrun.storage import files
 
@@ -97,7 +97,7 @@ def _opened(path: Path) -> Iterator[tuple[Stored, Callable[[Any], str]]]:
 
 
 def _not_keras(path: Path, error: Exception) -> InputError:
-    said = "there is no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
+    said = "there is no such file" if isinstance(error, FileNotFoundError) else text(error)
     return InputError(
         f"model.weights={path}: {said}. It must be a .h5 or .weights.h5 file that Keras has written, of weights or of "
         "a whole model."

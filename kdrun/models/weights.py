@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrun.errors import InputError
+from kdrun.errors import InputError, text
 from kdrun.storage import files
 
 
@@ -39,9 +39,8 @@ def load_weights(model, path: Path) -> None:
         check_numbers(path)
         model.load_weights(path)
     except Exception as error:  # whatever HDF5, h5py and tf_keras raise for what is not theirs
-        said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{path} is damaged, or of another network ({said[:200]}). Give another run, or train it anew."
+            f"{path} is damaged, or of another network ({text(error)}). Give another run, or train it anew."
         ) from error
 
 
@@ -75,8 +74,7 @@ def check(path: Path) -> None:
     try:
         check_numbers(path)
     except Exception as error:  # whatever HDF5 and h5py raise for what is not theirs
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is damaged, or no .weights.h5 file ({said[:200]}). Give another one.") from error
+        raise InputError(f"{path} is damaged, or no .weights.h5 file ({text(error)}). Give another one.") from error
 
 
 def _arrays(file) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from kdrun.data import preparation
-from kdrun.errors import InputError
+from kdrun.errors import InputError, text
 from kdrun.models import build as models
 from kdrun.models.weights import load_weights
 from kdrun.runs import record as runs
@@ -52,5 +52,4 @@ def prepared(run_dir: Path, images: np.ndarray) -> np.ndarray:
 
 
 def _no_network(run_dir: Path, error: Exception) -> InputError:
-    said = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{run_dir}: no network can be made as run.json says ({said[:200]}). Give another run.")
+    return InputError(f"{run_dir}: no network can be made as run.json says ({text(error)}). Give another run.")

@@ -16,7 +16,7 @@ import numpy as np
 from kdrun.config.schema import depended_on
 from kdrun.data.datasets import Dataset
 from kdrun.errors import InputError, KdrunError, text
-from kdrun.runtime import devices, workers
+from kdrun.runtime import devices, once, workers
 from kdrun.runtime.child import Child, Lost
 from kdrun.storage import files, manifest
 from kdrun.teachers import cache, kinds, logits_file, pixels
@@ -28,7 +28,8 @@ _WEAK = 1.5  # times chance: what is right less often is hardly looking at the s
 _PROCESS = "kdrun.teachers.foreign_process"
 _ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONFAULTHANDLER": ""}
 
-Outputs = Callable[[np.ndarray], np.ndarray]  # images, uint8 [n, height, width, channels] -> float32 [n, ...]
+Outputs = Callable[[np.ndarray], np.ndarray]  # images, uint8 [n, height, width, channels] -> float32 [n, classes]
+Ask = Callable[..., np.ndarray]  # the same, and a feature's name, or None for logits -> float32 [n, ...]
 
 _features: dict[str, dict[str, tuple[int, ...]]] = {}  # of the networks that this process has asked for them
 
@@ -42,7 +43,7 @@ def check(config: Mapping, source: Path, dataset: Dataset) -> None:
     check_runtime(source)
     found, labels = validation(config, source, dataset), dataset.validation.labels
     accuracy = float((found.argmax(axis=1) == labels).mean())
-    _say(f"teacher.file: {source}: accuracy {accuracy:.4f} on {len(labels):,} validation images")
+    once.say(__name__, f"teacher.file: {source}: accuracy {accuracy:.4f} on {len(labels):,} validation images")
 
 
 def check_runtime(source: Path) -> None:
@@ -145,22 +146,22 @@ def features(config: Mapping, source: Path, dataset: Dataset) -> dict[str, tuple
 
 
 @contextmanager
-def asked(config: Mapping, source: Path, dataset: Dataset, feature: str | None = None) -> Iterator[Outputs]:
-    """While inside, a process that gives a teacher's logits of images, or a feature. Raises InputError for whatever
-    goes wrong there, in one line."""
+def asked(config: Mapping, source: Path, dataset: Dataset) -> Iterator[Ask]:
+    """While inside, a process that gives a teacher's logits of images, or a feature by its name. Raises InputError for
+    whatever goes wrong there, in one line."""
     with _process(config, source) as ask:
 
-        def outputs(images: np.ndarray) -> np.ndarray:
+        def outputs(images: np.ndarray, feature: str | None = None) -> np.ndarray:
             told = {"shape": images.shape, "feature": feature}
             answer, payload = ask(told, np.ascontiguousarray(images).tobytes())
             return np.frombuffer(payload, np.float32).reshape(answer["shape"])
 
-        if feature:
-            ask({})  # which has it find them
-            yield outputs
-        else:
+        @lru_cache
+        def logits() -> Outputs:
             first = np.asarray(dataset.validation.images[: config["teacher"]["inference_batch_size"]])
-            yield _decoded(source, dataset, config["teacher"]["classes"], outputs, outputs(first))
+            return _decoded(source, dataset, config["teacher"]["classes"], outputs, outputs(first))
+
+        yield lambda images, feature=None: outputs(images, feature) if feature else logits()(images)
 
 
 @contextmanager
@@ -182,7 +183,7 @@ def _process(config: Mapping, source: Path) -> Iterator[Callable[..., tuple[dict
                 raise InputError(f"teacher.file: {source}: {text(error, 600)}") from error
 
         answer, _ = ask(told)
-        _say(f"teacher.file: {source} is {_format(source).name}; it is given {answer['input']}")
+        once.say(__name__, f"teacher.file: {source} is {_format(source).name}; it is given {answer['input']}")
         yield ask
 
 
@@ -192,7 +193,7 @@ def _decoded(source: Path, dataset: Dataset, classes: Any, outputs: Outputs, fir
     chosen = _places(source, dataset, classes, first.shape[1])
     are_probabilities = logits_file.are_probabilities(first)
     if are_probabilities:
-        _say(f"teacher.file: {source} gives probabilities, not logits: their logarithm is taken")
+        once.say(__name__, f"teacher.file: {source} gives probabilities, not logits: their logarithm is taken")
 
     def logits(images: np.ndarray) -> np.ndarray:
         found = outputs(images)
@@ -279,9 +280,3 @@ def _best_order(logits: np.ndarray, labels: np.ndarray) -> tuple[list[int], floa
 
 def _format(source: Path) -> kinds.Format:
     return kinds.FOREIGN[kinds.of(source)]
-
-
-@lru_cache(maxsize=16)
-def _say(line: str) -> None:
-    """Say it once: a teacher is looked at while a run is checked, and again when it is asked."""
-    log.info(line)

@@ -1,6 +1,7 @@
 """The process in which another tool's network runs: given images, it gives back its outputs, and nothing else."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,13 @@ import numpy as np
 from kdrun.errors import InputError
 from kdrun.runtime import child
 from kdrun.teachers import kinds, pixels
+from kdrun.teachers.foreign_network import Network
 
 
 class _Loaded(NamedTuple):
-    network: kinds.Network
+    network: Network
     shown: pixels.Input
     batch_size: int
-    features: dict[str, kinds.Feature]  # which are found when they are asked for
 
 
 _loaded: list[_Loaded] = []
@@ -32,10 +33,9 @@ def _answer(told: Mapping[str, Any], payload: bytes) -> tuple[dict, bytes]:
         return _load(told), b""
     (loaded,) = _loaded
     if "shape" not in told:
-        loaded.features.update(loaded.network.features())
-        return {"features": {name: feature.shape for name, feature in loaded.features.items()}}, b""
+        return {"features": {name: feature.shape for name, feature in loaded.network.features().items()}}, b""
     images = np.frombuffer(payload, np.uint8).reshape(told["shape"])
-    call = loaded.features[told["feature"]].call if told["feature"] else loaded.network.call
+    call = loaded.network.features()[told["feature"]].call if told["feature"] else loaded.network.call
     starts = range(0, len(images), loaded.batch_size)
     found = [_outputs(images[start : start + loaded.batch_size], loaded, call) for start in starts]
     outputs = np.concatenate(found)
@@ -46,9 +46,10 @@ def _load(told: Mapping[str, Any]) -> dict:
     runtime: Any = import_module(kinds.FOREIGN[told["kind"]].module)
     runtime.start()
     child.limit_memory(told["memory"])
-    network: kinds.Network = runtime.load(Path(told["path"]))
+    network: Network = runtime.load(Path(told["path"]))
+    network = network._replace(features=cache(network.features))
     shown = pixels.resolved(told["input"], network.declared)
-    _loaded[:] = [_Loaded(network, shown, network.declared.shape[0] or told["batch_size"], {})]
+    _loaded[:] = [_Loaded(network, shown, network.declared.shape[0] or told["batch_size"])]
     return {"input": str(shown)}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kdrun.errors import InputError, text
-from kdrun.teachers.kinds import Feature, Network
+from kdrun.teachers.foreign_network import Feature, Network
 from kdrun.teachers.pixels import Declared
 
 _INSTEAD = (

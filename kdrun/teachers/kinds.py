@@ -4,14 +4,10 @@ A run of kdrun and a file of logits are two kinds more, beside those of other to
 """
 
 import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from kdrun.storage import files
-from kdrun.teachers.pixels import Declared
 
 RUN, LOGITS = "run", "logits"
 
@@ -24,22 +20,6 @@ class Format(NamedTuple):
     module: str
     packages: tuple[str, ...]
     extra: str = ""  # of kdrun, which installs them; empty: kdrun needs them itself
-
-
-class Feature(NamedTuple):
-    """What a network computes on the way: its shape for one image, and a function from a batch to it."""
-
-    shape: tuple[int, ...]
-    call: Callable[[np.ndarray], np.ndarray]
-
-
-class Network(NamedTuple):
-    """What a format's module loads: what the file says of the input, a function from a batch of it to outputs, and one
-    that finds its features, by name, in order; none, where the format has no layers."""
-
-    declared: Declared
-    call: Callable[[np.ndarray], np.ndarray]
-    features: Callable[[], Mapping[str, Feature]] = dict
 
 
 FOREIGN = {

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from kdrun.errors import InputError
-from kdrun.teachers.kinds import Network
+from kdrun.errors import InputError, text
+from kdrun.teachers.foreign_network import Network
 from kdrun.teachers.pixels import Declared
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
@@ -25,11 +25,10 @@ def load(path: Path) -> Network:
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:
-        said = " ".join(str(error).split())
         advice = "Export it again."
-        if any(word in said for word in ("external", "model_path must not be empty")):
+        if any(word in str(error) for word in ("external", "model_path must not be empty")):
             advice = "Its weights are in another file: export it as one, torch.onnx.export(..., external_data=False)."
-        raise InputError(f"onnxruntime {onnxruntime.__version__} cannot load it ({said[:200]}). {advice}") from error
+        raise InputError(f"onnxruntime {onnxruntime.__version__} cannot load it ({text(error)}). {advice}") from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2 or inputs[0].type not in _DTYPES:
         raise InputError(

@@ -61,7 +61,7 @@ def cached(config: Mapping, source: Path, dataset: Dataset) -> dict[str, np.ndar
     if kinds.is_foreign(source):
         key = foreign.cache_key(config, source, dataset)
         with ExitStack() as stack:
-            load = partial(_foreign, stack, config, source, dataset)
+            load = partial(_foreign, _opened(stack, config, source, dataset), config, source, dataset)
             return _cached(_kept(config), dataset, _shapes(config, dataset), key, load)
     if source.is_file():
         found = logits_file.logits(source, dataset)
@@ -95,17 +95,23 @@ def cached_features(
             raise KdrunError(f"{folder} has {files.readable(free)} free, too few. Set cache_dir to another folder.")
         log.warning("teacher cache: %s are free in %s, too few. The teacher runs live", files.readable(free), folder)
         return None
-    for name, layer in layers.items():
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        opened = _opened(stack, config, source, dataset)
+        for name, layer in layers.items():
             load = partial(_teacher, config, source, dataset, layer)
             if is_foreign:
-                load = partial(_foreign, stack, config, source, dataset, layer)
+                load = partial(_foreign, opened, config, source, dataset, layer)
             how = _kept(config) if is_foreign else config
             cached = _cached(how, dataset, shapes[name], {**key, "layer": layer}, load)
-        if cached is None:
-            return None
-        found[name] = cached["train"]
+            if cached is None:
+                return None
+            found[name] = cached["train"]
     return found
+
+
+def _opened(stack: ExitStack, config: Mapping, source: Path, dataset: Dataset) -> Callable[[], foreign.Ask]:
+    """What starts the process of another tool's network, when it is first called; it ends with the stack."""
+    return once(lambda: stack.enter_context(foreign.asked(config, source, dataset)))
 
 
 def _kept(config: Mapping) -> dict:
@@ -206,11 +212,13 @@ def _teacher(config: Mapping, teacher_dir: Path, dataset: Dataset, layer: str | 
     return model, {"train": augmented, "validation": plain, "test": plain}
 
 
-def _foreign(stack: ExitStack, config: Mapping, source: Path, dataset: Dataset, feature: str | None = None):
-    """No network of ours, and another tool's inference by split, as `_teacher` gives one's; its process ends with the
-    stack. What it says of the validation images is known already."""
+def _foreign(
+    opened: Callable[[], foreign.Ask], config: Mapping, source: Path, dataset: Dataset, feature: str | None = None
+):
+    """No network of ours, and another tool's inference by split, as `_teacher` gives one's, of a feature if one is
+    named. What it says of the validation images is known already."""
     network.release()
-    ask = stack.enter_context(foreign.asked(config, source, dataset, feature))
+    ask = opened()
     batch_size = config["teacher"]["inference_batch_size"]
 
     def infer(images: Images, view: int = 0, how: Augmentation = augmentation.NONE) -> Iterator[np.ndarray]:
@@ -219,7 +227,7 @@ def _foreign(stack: ExitStack, config: Mapping, source: Path, dataset: Dataset, 
             if how.view_count > 1:
                 indices = tf.range(start, start + len(batch))
                 batch = augment(tf.constant(batch), indices, tf.fill([len(batch)], view), how).numpy()
-            yield ask(batch)
+            yield ask(batch, feature)
 
     def validated(images: Images, view: int = 0) -> Iterator[np.ndarray]:
         yield foreign.validation(config, source, dataset)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kdrun.errors import InputError, text
-from kdrun.teachers.kinds import Network
+from kdrun.teachers.foreign_network import Network
 from kdrun.teachers.pixels import Declared
 
 _SIGNATURES = ("serving_default", "serve")

@@ -1,9 +1,7 @@
 """Resolution and checks of teachers: finished runs, files of logits, networks of other tools. No TensorFlow in here."""
 
-import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,9 @@ from kdrun.errors import InputError
 from kdrun.objectives import selection
 from kdrun.runs import identity
 from kdrun.runs import record as runs
+from kdrun.runtime import once
 from kdrun.storage import files
 from kdrun.teachers import checkpoint, foreign, kinds, logits_file, overlap
-
-log = logging.getLogger(__name__)
 
 # Overrides that a teacher does not depend on: the command that makes one goes without them.
 _NOT_THE_TEACHERS = (
@@ -126,14 +123,8 @@ def _matching(config: Mapping, overrides: Sequence[str]) -> Path:
             f"Make one with: {command}. Or give teacher.run=RUN_DIRECTORY."
         )
     if other := runs.other_code(runs.read(found)):
-        _say(f"teacher.run=auto: {found}{other}")
+        once.say(__name__, f"teacher.run=auto: {found}{other}")
     return found
-
-
-@lru_cache(maxsize=16)
-def _say(line: str) -> None:
-    """Say it once: teachers are resolved while a run is checked, and again when it begins."""
-    log.info(line)
 
 
 def check(config: Mapping, given: str, key: str = "teacher.run", these_images: bool = False) -> None:
@@ -182,9 +173,10 @@ def _check_of_other_images(config: Mapping, record: Mapping, given: str, key: st
     have_names = names != [str(number) for number in range(len(names))]  # else they are said to be alike by nobody
     is_alike = record.get("class_names") == names and record.get("image_shape", [None])[-1] == channels
     if have_names and is_alike and not these_images:
-        _say(
+        once.say(
+            __name__,
             f"{key}: {given} was trained on other images ({theirs['name']}) of the same classes. Whether these that "
-            "validate the student are among them is not known"
+            "validate the student are among them is not known",
         )
         return
     otherwise = "" if these_images else ", or one whose classes have the same names in the same order"

@@ -41,6 +41,11 @@ class Settings(NamedTuple):
     label_smoothing: float = 0.0
     images_per_epoch: int | None = None
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether images are mixed with others of their batch."""
+        return bool(self.mixup or self.cutmix)
+
     def steps_per_epoch(self, training_size: int) -> int:
         """Steps that an epoch takes; the last, partial batch is filled up."""
         return batches.steps_per_epoch(self.images_per_epoch or training_size, self.batch_size)

@@ -67,8 +67,7 @@ def training_step(
     counts = _counts(labels, training_set.labelled)
     shown = _prepared(training_set.images, settings, inputs, supervision.preparations)
     images = shown[settings.preparation]
-    is_mixed = settings.mixup or settings.cutmix
-    share = own_share(inputs.mix, *images.shape[1:3]) if is_mixed else None
+    share = own_share(inputs.mix, *images.shape[1:3]) if settings.is_mixed else None
     smoothing = settings.label_smoothing
     label_loss = partial(cross_entropy, labels=labels, counts=counts, own_share=share, smoothing=smoothing)
     with tf.GradientTape() as tape:
@@ -138,6 +137,6 @@ def _prepared(
     raw = inputs.images if images is None else images
     places = None if images is None else inputs.indices
     shown = gathered(raw, places, inputs.indices, inputs.views, settings.augmentation, ways)
-    if settings.mixup or settings.cutmix:
+    if settings.is_mixed:
         shown = [mixed(each, inputs.mix, bool(settings.mixup), bool(settings.cutmix)) for each in shown]
     return dict(zip(ways, shown, strict=True))

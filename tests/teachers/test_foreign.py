@@ -21,6 +21,7 @@ from processes import Kdrun
 from kdrun.cli.compose import composing
 from kdrun.cli.main import main
 from kdrun.data import datasets
+from kdrun.runtime import once
 from kdrun.teachers import foreign
 
 ORDERS = np.eye(3, dtype=np.float32)
@@ -28,7 +29,7 @@ ORDERS = np.eye(3, dtype=np.float32)
 
 @pytest.fixture(autouse=True)
 def said_anew():
-    foreign._say.cache_clear()
+    once.say.cache_clear()
 
 
 @pytest.fixture

@@ -6,16 +6,10 @@ pictures' bytes, still encoded, into a sealed folder beside those of decoded pic
 
 import json
 import logging
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import partial
 from importlib import util
 from pathlib import Path
@@ -29,14 +23,15 @@ from kdrun.data.listing import SPLIT_NAMES, Column, Listing, column, of_texts, s
 from kdrun.data.store import Keys, StoredSource
 from kdrun.errors import InputError, KdrunError
 from kdrun.registry import place_and_text, register
-from kdrun.runtime import locks, signals
+from kdrun.runtime import child, locks, signals
+from kdrun.runtime.child import Child, Lost
 from kdrun.storage import arrays, files, manifest
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise when a folder would be written otherwise
 _NAME = re.compile(r"(\w+(?:/[\w.+=-]+)?)(?::(\d+\.\d+\.\d+))?", re.ASCII)
-_START = "import sys; sys.path[:] = sys.argv[3:]; from kdrun.data.tfds import main; main(*sys.argv[1:3])"
+_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}  # GPUs are for those who train
 _NOISE = re.compile(r"\{\{.*?\}\} | \[Op:.*")  # where in a graph TensorFlow had an error
 _MOST = 400  # characters of what TFDS says: of a name that there is not it lists a thousand others
 
@@ -131,53 +126,33 @@ def _opened(entry: Path) -> dict | None:
 
 
 def _answer(written: Path, shows: bool = False, **told: str | None) -> dict:
-    """What `main` answers in a process of its own, which ends when a signal stops this one; `shows`: its bars go to the
-    terminal. Raises InputError for what it could not do, NoRoom where it has `written` and the disk is full."""
-    command = [sys.executable, "-c", _START, json.dumps(told), str(os.getpid())]
-    command += [path or os.getcwd() for path in sys.path]
-    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": None if shows else subprocess.DEVNULL}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **streams) as child:
+    """What `main` answers in a process of its own; `shows`: its bars go to the terminal. Raises InputError for what it
+    could not do, NoRoom where it has `written` and the disk is full."""
+    with Child("kdrun.data.tfds", _ENVIRONMENT, shows) as process:
         try:
-            while child.returncode is None:
-                signals.check()
-                with suppress(subprocess.TimeoutExpired):
-                    said, _ = child.communicate(timeout=0.1)
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-    if code := child.returncode:
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise InputError(f"data=tfds: the process of TFDS for {told.get('read') or told['download']} ended with {how}.")
-    answer = json.loads(said)
-    if why := answer.get("error"):
-        raise files.no_room(InputError(why), written) or InputError(why)
-    return answer
+            return process.ask(told)[0]
+        except Lost as error:
+            what = told.get("read") or told["download"]
+            raise InputError(f"data=tfds: the process of TFDS for {what} {error}.") from error
+        except InputError as error:
+            raise files.no_room(error, written) or error from error
 
 
-def main(told: str, parent: str) -> None:
-    """In the other process: download or read, as it is told in JSON, and print in JSON what came of it. It ends when
-    its parent has."""
-    output = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what others print is no answer
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}  # GPUs are for those who train
-    does = json.loads(told)
+def main() -> None:
+    """In the other process: download or read, as it is told."""
+    child.serve(_done)
+
+
+def _done(told: Mapping[str, Any], payload: bytes) -> tuple[dict, bytes]:
     try:
-        answer = _download(**does) if "download" in does else _read(**does)
-    except InputError as error:
-        answer = {"error": str(error)}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other process is to say it
+        return (_download(**told) if "download" in told else _read(**told)), payload
+    except InputError:
+        raise
+    except Exception as error:
         said = _NOISE.sub("", place_and_text(error, Path(__file__))[1])
         said = said if len(said) <= _MOST else f"{said[:_MOST]}..."
-        answer = {"error": f"data=tfds: {does.get('read') or does['download']} cannot be used ({said})."}
-    print(json.dumps(answer), file=output, flush=True)
-    os._exit(0)  # TensorFlow would take a while to end
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+        what = told.get("read") or told["download"]
+        raise InputError(f"data=tfds: {what} cannot be used ({said}).") from error
 
 
 def _download(download: str, path: str) -> dict:

@@ -6,6 +6,7 @@ new Python whose module's `main` calls `serve`. It ends with its parent, however
 
 import ctypes
 import json
+import math
 import os
 import resource
 import selectors
@@ -36,15 +37,16 @@ class Lost(Exception):
 
 
 class Child:
-    """A process that has imported `module` and called its `main`; leaving it ends the process."""
+    """A process that has imported `module` and called its `main`; leaving it ends the process, and those that it has
+    started. What it prints is kept for the line that says how it ended; `shows`: it goes to the terminal instead."""
 
-    def __init__(self, module: str, environment: Mapping[str, str]):
+    def __init__(self, module: str, environment: Mapping[str, str], shows: bool = False):
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__; it has no name on disk
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, module, str(os.getpid()), *(path or os.getcwd() for path in sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=None if shows else self._said,
             start_new_session=True,
             env={**os.environ, **environment},
             bufsize=0,
@@ -60,16 +62,17 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for stream in (*self._streams, self._said):
             with suppress(OSError):
                 stream.close()
 
-    def ask(self, told: Mapping[str, Any], payload: bytes, seconds: float) -> Answer:
+    def ask(self, told: Mapping[str, Any], payload: bytes = b"", seconds: float = math.inf) -> Answer:
         """What the child answers. Raises the KdrunError that it ended with, Lost where it is gone or has not answered
         after so many seconds, and Stopped after a signal to this process."""
-        line = json.dumps({**told, "bytes": len(payload)}).encode() + b"\n"
+        line = json.dumps({"told": dict(told), "bytes": len(payload)}).encode() + b"\n"
         try:
             answer, found = self._exchange([memoryview(line), memoryview(payload)], time.monotonic() + seconds)
         except TimeoutError as error:
@@ -78,7 +81,7 @@ class Child:
             raise Lost(self._how_it_ended()) from error
         if "error" in answer:
             raise errors.rebuilt(answer["error"])
-        return answer, found
+        return answer["told"], found
 
     def _exchange(self, unsent: list[memoryview], deadline: float) -> Answer:
         to_child, from_child = self._streams
@@ -127,9 +130,10 @@ def serve(handle: Handle) -> None:
     asked, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what others print is no answer
     while line := asked.readline():
-        told = json.loads(line)
+        question = json.loads(line)
         try:
-            answer, payload = handle(told, asked.read(told["bytes"]))
+            told, payload = handle(question["told"], asked.read(question["bytes"]))
+            answer: dict[str, Any] = {"told": dict(told)}
         except Exception as error:  # noqa: BLE001 - whatever it is, the other process is to know
             answer, payload = {"error": errors.plain(error)}, b""
         answers.write(json.dumps({**answer, "bytes": len(payload)}).encode() + b"\n")

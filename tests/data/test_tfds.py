@@ -125,7 +125,7 @@ def test_what_is_not_there_is_said_in_one_line(command, monkeypatch):
 
 def test_a_reading_process_that_dies_leaves_one_line(command, copied, monkeypatch, tmp_path):
     start_with(monkeypatch, tmp_path / "data/dies", "import os, sys\nif '-c' in sys.orig_argv: os.abort()")
-    refused(look(command), "the process of TFDS for data/digits/1.0.0 ended with SIGABRT")
+    refused(look(command), "the process of TFDS for data/digits/1.0.0 was ended by SIGABRT")
 
 
 def test_a_feature_that_is_not_of_tfds_is_not_imported(command, copied):

@@ -11,7 +11,7 @@ ROWS = [
     ["__main__"],
     ["cli"],
     ["stages"],
-    ["teachers", "reports"],
+    ["teachers", "export", "reports"],
     ["comparison"],
     ["training"],
     ["tracking", "evaluation", "models", "objectives", "optimizers", "data"],

@@ -35,6 +35,11 @@ FREE = (
     "reuse",
     "workers",
     "print",
+    "export.format",
+    "export.quantize",
+    "export.output",
+    "export.calibration_images",
+    "export.most_loss",
     "teacher.time_limit",
 )
 # a run that began before one of these came has it as it is now

@@ -166,6 +166,16 @@ class Compare(TypedDict):
     margin: Amount
 
 
+class Export(TypedDict):
+    """What a network is exported as, and what is asked of the files."""
+
+    format: Annotated[list[str], rules.some_of("saved_model", "litert", "onnx", empty=True)]
+    quantize: Annotated[list[str], rules.some_of("none", "float16", "dynamic", "int8")]
+    output: Annotated[str, one_of("probabilities", "logits")]
+    calibration_images: Count
+    most_loss: Annotated[float | None, rules.optional(rules.number(0))]
+
+
 class Tensorboard(TypedDict):
     """What curves are shown with."""
 
@@ -211,6 +221,7 @@ class Config(TypedDict):
     distill: Distill
     checkpoint: Checkpoint
     compare: Compare
+    export: Export
     tensorboard: Tensorboard
 
 

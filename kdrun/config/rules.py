@@ -255,11 +255,11 @@ def size(key: str, given: Any) -> int | float | None:
     return given
 
 
-def some_of(*names: str) -> Rule:
-    """A list, not empty, of some names, each once."""
+def some_of(*names: str, empty: bool = False) -> Rule:
+    """A list of some names, each once; not empty, unless it may be `empty`."""
 
     def check(key: str, given: Any) -> list[str]:
-        listed_ = isinstance(given, list) and given and all(name in names for name in given)
+        listed_ = isinstance(given, list) and (given or empty) and all(name in names for name in given)
         if not listed_ or len(set(given)) < len(given):
             raise _refused(key, given, f"a list of some of {', '.join(names)}, each once", f"[{names[0]}]")
         return given

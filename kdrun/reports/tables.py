@@ -54,6 +54,40 @@ def comparison(rows: Sequence[Mapping]) -> None:
         log.info("%s: %s", NAMES[row["stage"]], row["run"])
 
 
+def exports(exported: Sequence[Mapping]) -> None:
+    """Log what an export's files are worth: size, accuracy beside the run's, latency of one image, memory."""
+    count = exported[0]["parity"]["count"]
+    table = Table(title=f"Exported, each asked for {count:,} test images in its own runtime", title_justify="left")
+    headings = (
+        "kB",
+        "accuracy",
+        "change, points (95 %)",
+        "lost",
+        "agreement",
+        "1 thread, ms",
+        "all, ms",
+        "MB of memory",
+    )
+    for number, heading in enumerate(("", *headings)):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for each in exported:
+        parity, change = each["parity"], each["parity"]["change"]
+        latency = [f"{1e3 * each['latency'][threads]['median']:.3g}" for threads in ("one_thread", "all_threads")]
+        table.add_row(
+            each["file"],
+            f"{each['bytes'] / 1e3:,.0f}",
+            f"{parity['accuracy']:.2%}",
+            f"{100 * change['gain']:+.2f} ({100 * change['low']:+.2f} to {100 * change['high']:+.2f})",
+            f"{parity['lost']:,}",
+            f"{parity['agreement']:.2%}",
+            *latency,
+            f"{each['peak_memory'] / 1e6:,.0f}" if each["peak_memory"] else "",
+        )
+    text = io.StringIO()
+    Console(file=text, width=130, color_system=None).print(table)
+    log.info("\n%s", text.getvalue().rstrip())
+
+
 def classes(names: Sequence[str], counts: Mapping[str, Sequence[int]], most: int = 40) -> None:
     """Log how many images of each class each split has; of more than `most` classes, the first and the last ones."""
     table = Table(title="Images of each class", title_justify="left")

@@ -25,6 +25,7 @@ ENTRIES = {  # name -> the module that registers it
     "specialists": ".specialists",
     "specialist": ".specialists",
     "evaluate": ".evaluate",
+    "export": ".export",
     "predict": ".predict",
 }
 

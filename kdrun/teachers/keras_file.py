@@ -28,7 +28,7 @@ _EDGES = ("ZeroPadding2D", "Cropping2D")  # which do nothing but add an edge, or
 _FEW = 0.01  # by which pixels from 0 to 255 are multiplied, at most; others are in [0, 1] already
 
 
-def start() -> None:
+def start(threads: int | None = None) -> None:
     """Load the runtime."""
     import keras
     import tensorflow as tf
@@ -39,7 +39,7 @@ def start() -> None:
     keras.config.disable_traceback_filtering()
 
 
-def load(path: Path) -> Network:
+def load(path: Path, threads: int | None = None) -> Network:
     """The model. Raises InputError where the file has code in it, or is not a whole model of Keras."""
     import keras
 

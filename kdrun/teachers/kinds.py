@@ -25,6 +25,7 @@ class Format(NamedTuple):
 FOREIGN = {
     "keras": Format("a Keras model", "kdrun.teachers.keras_file", ("keras", "tensorflow")),
     "saved_model": Format("a SavedModel", "kdrun.teachers.saved_model", ("tensorflow",)),
+    "litert": Format("a LiteRT model", "kdrun.teachers.litert_file", ("ai-edge-litert",), "litert"),
     "onnx": Format("an ONNX model", "kdrun.teachers.onnx_file", ("onnxruntime",), "onnx"),
 }
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -53,7 +54,7 @@ def of(path: Path) -> str:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return f"unknown: a pickle, of {_TORCH}"
     if head[4:8] == b"TFL3":
-        return "unknown: a LiteRT model. Give what it was converted from"
+        return "litert"
     return "unknown: a single array" if head.startswith(_NPY) else "unknown"
 
 

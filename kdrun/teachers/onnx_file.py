@@ -10,20 +10,22 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(dou
 _DTYPES |= {f"tensor({name})": name for name in ("uint8", "int8", "int32", "int64")}
 
 
-def start() -> None:
+def start(threads: int | None = None) -> None:
     """Load the runtime."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)  # what is wrong is raised
 
 
-def load(path: Path) -> Network:
+def load(path: Path, threads: int | None = None) -> Network:
     """The network. Raises InputError where it cannot be loaded, or is not of images and classes."""
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
     content = path.read_bytes()  # not by its name: weights in other files, of which no sum is known, are not found then
     try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         advice = "Export it again."
         if any(word in str(error) for word in ("external", "model_path must not be empty")):

@@ -14,16 +14,18 @@ from kdrun.teachers.pixels import Declared
 _SIGNATURES = ("serving_default", "serve")
 
 
-def start() -> None:
-    """Load the runtime."""
+def start(threads: int | None = None) -> None:
+    """Load the runtime, to use so many threads."""
     import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads or 0)
 
     tf.config.experimental.enable_tensor_float_32_execution(False)
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def load(path: Path) -> Network:
+def load(path: Path, threads: int | None = None) -> Network:
     """The network of its signature. Raises InputError where it cannot be loaded, or is not of images and classes."""
     import tensorflow as tf
 

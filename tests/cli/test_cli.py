@@ -22,8 +22,8 @@ from kdrun.config import schema as config
 from kdrun.data import datasets
 from kdrun.storage.manifest import sealed
 
-STAGES = ("adjust_bias", "cache", "compare", "data", "distill", "evaluate", "generations", "mutual", "pipeline")
-STAGES += ("predict", "specialists", "student", "teacher")
+STAGES = ("adjust_bias", "cache", "compare", "data", "distill", "evaluate", "export", "generations", "mutual")
+STAGES += ("pipeline", "predict", "specialists", "student", "teacher")
 STUDENT = ["stage=student", "model@student.model=mlp", "batch_size=16"]
 ON_NPZ = ["data=npz", "data.validation_size=10", "data.split=first", "data.image_size=32"]
 
@@ -118,7 +118,10 @@ BAD_VALUES = {
     "model@student.model=nope": ["model=nope", "convnet, densenet, densenet_12, mlp"],
     "optimizer=nope": ["optimizer=nope", "adabelief, adam, adamw, sgd"],
     "objective=nope": ["objective=nope", "Allowed: attention, contrastive", " kd, "],
-    "stage=nope": ["stage=nope", "distill, evaluate, generations, mutual, pipeline, predict, specialists, student"],
+    "stage=nope": [
+        "stage=nope",
+        "distill, evaluate, export, generations, mutual, pipeline, predict, specialists, student",
+    ],
     "experiment=nope": ["experiment=nope", "keras_example, notebook, notebook_32, paper/distilled", "quick, tuned_32"],
     "precision=nope": ["precision must be one of auto, float32, mixed_bfloat16, mixed_float16", "'nope'"],
     "optimizer.schedule=step": ["optimizer.schedule=step", "optimizer.step_epochs=null", "step_epochs=[150,180,210]"],

@@ -64,6 +64,11 @@ KEYS = [
     "distill.peers",
     "epochs",
     "evaluation_batch_size",
+    "export.calibration_images",
+    "export.format",
+    "export.most_loss",
+    "export.output",
+    "export.quantize",
     "measure_latency",
     "objective.kd.scale_by_temperature_squared",
     "objective.kd.standardise_logits",
@@ -212,6 +217,7 @@ def test_every_key_of_kdruns_own_says_what_it_may_be(kind):
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 def test_every_preset_goes_with_every_stage(check, preset, stage):
     of_its_own = {"evaluate": ["run=x"], "adjust_bias": ["run=x", "classes=[1]"], "predict": ["run=x", "inputs=x"]}
+    of_its_own |= {"export": ["run=x"]}
     given = [f"stage={stage}", *of_its_own.get(stage, [])]
     given += [f"experiment={preset}"] * (preset is not None)
     checked = check(*given)

@@ -36,6 +36,7 @@ _VALUES = {
     "layout": "NHWC",
     "scale": 1.0,
     "classes": [1, 0],
+    "most_loss": 1.0,
 }
 # two words, of which one is another
 _WORDS = {

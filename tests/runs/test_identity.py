@@ -18,6 +18,7 @@ FREE = {
     "resume": "what is gone on with",
     "reuse": "what is trained anew",
     "print": "what is shown",
+    "export": "after training",
     "workers": "how many jobs are at work beside each other",
     "checkpoint": "when states are saved",
     "measure_latency": "after training",

@@ -62,6 +62,7 @@ FREE = {
     "reuse": "where things are",
     "threads": "like the machine",
     "print": "what is shown",
+    "export": "after training",
     "workers": "like the machine",
     "seeds": "of students, or what another teacher is made with",
     "teachers": "of teachers, each of which is asked",

@@ -1,0 +1,56 @@
+"""An ONNX model: for onnxruntime and whatever else reads it, on servers, in browsers. Any number of images at once."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from kdrun.export.whole import INPUT, Whole
+
+_OPSET = 17  # of 2022: what runs these files reads it, and so does the code below
+
+
+def made(whole: Whole, quantize: str, calibration: np.ndarray) -> bytes:
+    """The file's bytes.
+
+    With `quantize` int8, weights are int8 by output channel and activations uint8 by the ranges that they have on the
+    images of `calibration`, uint8 [n, height, width, channels], as operations between QuantizeLinear and
+    DequantizeLinear.
+    """
+    import tf2onnx
+
+    graph = whole.graph(None)
+    model, _ = tf2onnx.convert.from_function(graph, graph.input_signature, opset=_OPSET)
+    model.graph.output[0].name, renamed = whole.output, model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = [whole.output if name == renamed else name for name in node.output]
+        node.input[:] = [whole.output if name == renamed else name for name in node.input]
+    if quantize == "float16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        model = convert_float_to_float16(model, keep_io_types=True)
+    if quantize in ("dynamic", "int8"):
+        return _quantised(model, quantize, calibration)
+    return model.SerializeToString(deterministic=True)
+
+
+def _quantised(model, quantize: str, calibration: np.ndarray) -> bytes:
+    import onnx
+    from onnxruntime import quantization
+
+    class Calibration(quantization.CalibrationDataReader):
+        images = iter(calibration)
+
+        def get_next(self) -> dict | None:
+            image = next(self.images, None)
+            return None if image is None else {INPUT: image[np.newaxis]}
+
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = (str(Path(folder, name)) for name in ("before.onnx", "after.onnx"))
+        onnx.save(model, before)
+        weights = {"per_channel": True, "weight_type": quantization.QuantType.QInt8}
+        if quantize == "dynamic":
+            quantization.quantize_dynamic(before, after, **weights)
+        else:
+            quantization.quantize_static(before, after, Calibration(), **weights)
+        return Path(after).read_bytes()

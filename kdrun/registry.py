@@ -129,7 +129,8 @@ class Stage(Entry):
     student; `trains` the part of the config with its epochs, where it trains one network. `needs_tensorflow` may be a
     function of the config. `takes_teachers`: it needs teachers that are there. `is_part`: other stages run it, not the
     command line. `has_parts`: it runs other stages, beside each other where there are workers.
-    `takes_seeds`: it trains over several seeds; `arm_of` is a stage that does so for this one.
+    `takes_seeds`: it trains over several seeds; `arm_of` is a stage that does so for this one. `exports`: it can make
+    files of networks; `exports_network`: that is what it does, and its results are of one.
     """
 
     given = 2
@@ -144,6 +145,8 @@ class Stage(Entry):
     has_parts: bool = False
     arm_of: str | None = None
     takes_seeds: bool = False
+    exports: bool = False
+    exports_network: bool = False
 
 
 def place_and_text(error: Exception, file: Path) -> tuple[str, str]:

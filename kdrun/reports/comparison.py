@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kdrun.comparison import sentences, studies, texts
+from kdrun.comparison import exports, sentences, studies, texts
 from kdrun.comparison.kinds import ALONE, DISTILLED, TEACHER
 from kdrun.data.rows import Images
 from kdrun.errors import InputError
-from kdrun.reports import classes, confusions, page, plots
+from kdrun.reports import classes, confusions, devices, page, plots
 from kdrun.reports import groups as rows
 from kdrun.reports.tables import NAMES
 from kdrun.runs import predictions
@@ -34,6 +34,8 @@ _CAPTIONS = {
     "accuracy_against": "Test accuracy against size and speed, with 95 % intervals (Student's t over seeds).",
     "reliability": "How right the students are when they are so sure, on the test set.",
     "confusion_difference": "Which mistakes distilling adds (red) and takes away (blue), a seed.",
+    "devices": "Exported files: test accuracy against size, and against latency in their own runtime; the line joins "
+    "those that no other one beats in both.",
     "what_the_teacher_knows": "Test images that the teacher gets right and is least sure of, and what it says of them.",
 }
 _BRIEFLY = {ALONE: "alone", DISTILLED: "distilled"}  # headings in the terminal
@@ -64,6 +66,12 @@ def report(
         log.info("%s", sentences.NOTHING)
     if table and len(shown):
         log.info("\n%s", rows.text(shown))
+    files = exports.rows(runs)
+    exported = exports.said(files, any(study.verdict == "helped" for study in judgement.studies))
+    for line in exported:
+        log.info("%s", line)
+    if files:
+        log.info("\n%s", rows.text(devices.table(files)))
     drawn = _drawn(judgement, said, data) if len(shown) else None
     by_class = _by_class(drawn, judgement.runs) if drawn else {}
     if by_class:
@@ -74,13 +82,15 @@ def report(
         log.info("not used: %s: %s", texts.one_line(run), problem)
     verdict = _plain_verdict(judgement, said)
     if drawn:
-        _write_tables(verdict, judgement.groups, shown, folder)
+        _write_tables({**verdict, "exports": _plain([row._asdict() for row in files])}, judgement.groups, shown, folder)
         classes.write_csv(by_class["table"], folder / "classes.csv")
         figures = _figures(drawn, judgement.runs, by_class["names"])
+        figures |= {"devices": devices.pareto(files)} if files else {}
         _write_figures(figures, folder)
-        _write_page(runs, judgement, said, shown, figures, by_class, folder / "report.html")
+        _write_page(runs, judgement, said, shown, figures, by_class, files, exported, folder / "report.html")
         log.info("compare: %s", folder / "report.html")
-    return {**verdict, "notes": judgement.notes, "not_used": problems.to_dict("records")}
+    told = {"notes": [*judgement.notes, *exported], "not_used": problems.to_dict("records")}
+    return {**verdict, **told, "exports": _plain([row._asdict() for row in files])}
 
 
 def _problems(runs: pd.DataFrame) -> pd.DataFrame:
@@ -253,6 +263,8 @@ def _write_page(
     shown: pd.DataFrame,
     figures: Collection[str],
     by_class: Mapping,
+    files: Sequence[exports.Row],
+    exported: Sequence[str],
     path: Path,
 ) -> None:
     usable, problems = runs[runs["problem"] == ""], _problems(runs)
@@ -263,13 +275,14 @@ def _write_page(
             "groups": rows.html(shown),
             "differences": rows.html(_differences(usable)),
             "problems": rows.html(problems) if len(problems) else "",
+            "files": rows.html(devices.table(files)) if files else "",
         },
         title="kdrun: did distilling help?",
         drawn=said[0].study if len(said) > 1 else "",
         said=said or [sentences.Said("", "", sentences.NOTHING, [], [])],
         counts=f"{len(usable)} runs in {len(judgement.groups)} groups",
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
-        notes=judgement.notes,
+        notes=[*exported, *judgement.notes],
         by_class=by_class,
         names_of_kinds=NAMES,
         commands=page.commands(usable["command"]),

@@ -43,6 +43,12 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
                 raise InputError(
                     f"{key} is not for stage={entry.name}. Leave it out, or give one of stage {', '.join(taking)}."
                 )
+    if config["export"]["format"] and not (entry.exports or entry.arm_of):
+        exporting = [name for name in registry.names("stage") if registry.get("stage", name).exports]
+        raise InputError(
+            f"export.format={config['export']['format']} is for stage {', '.join(exporting)}. Leave it out, and export "
+            "the run afterwards: kdrun stage=export run=RUN_DIRECTORY."
+        )
     with entry.explained():
         entry.check(config, overrides)
     directory.check_writable("outputs", Path(config["outputs"]) / config["stage"])

@@ -5,8 +5,9 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,15 +18,21 @@ from kdrun.config import rules
 from kdrun.data import datasets, inputs, preparation
 from kdrun.data.datasets import Dataset
 from kdrun.errors import InputError, KdrunError
-from kdrun.export import asking, card, facts, formats, parity
+from kdrun.export import asking, card, facts, formats
 from kdrun.export.formats import Target
 from kdrun.registry import register
+from kdrun.runs import code
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
 from kdrun.runtime.child import Child, Lost
 from kdrun.stages import checks
 from kdrun.storage import files
-from kdrun.teachers import predictor
+from kdrun.teachers import checkpoint, predictor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kdrun.export.parity import Parity
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +40,7 @@ CARD, LABELS, CHANGED = "README.md", "labels.txt", "changed.csv"
 _CONVERSION = "kdrun.export.conversion_process"
 # sets have the same order in each such process, so that what is named by it is the same each time
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+_MADE_BY = ("tensorflow", "numpy")  # beside what the formats need
 _CALIBRATION = 7  # of the random numbers that draw images
 
 
@@ -60,7 +68,28 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
     datasets.load(record["config"]["data"])
 
 
-@register("stage", "export", check=check)
+def of(config: Mapping) -> dict:
+    """The identity of the configured export."""
+    return identity(config, chosen(config["run"], config["outputs"]))
+
+
+def identity(config: Mapping, run: Path) -> dict:
+    """Everything that the export of a run depends on."""
+    record, packages = runs.read(run), {*_MADE_BY}
+    for name in config["export"]["format"]:
+        packages |= {*formats.FORMATS[name].packages}
+    return {
+        "format": facts.FORMAT,
+        "stage": "export",
+        "run": record.get("fingerprint"),
+        "weights": record["files"][checkpoint.WEIGHTS],
+        "export": dict(config["export"]),
+        "packages": {name: version(name) for name in sorted(packages)},
+        "code": {"export": code.of_module(Path(facts.__file__).with_name("conversion_process.py"))},
+    }
+
+
+@register("stage", "export", check=check, identity=of, exports=True, exports_network=True)
 def export(config: Mapping, run_dir: Path, *, run: rules.Path) -> dict:
     """Export the best weights of `run`; writes a file or folder for each format and quantisation, labels.txt,
     README.md, the model card, and changed.csv, the test images whose class a file sees otherwise.
@@ -72,13 +101,12 @@ def export(config: Mapping, run_dir: Path, *, run: rules.Path) -> dict:
     from kdrun.evaluation.inference import compiled_inference, logits
     from kdrun.reports import tables
     from kdrun.runtime import precision
-    from kdrun.teachers import checkpoint
 
     network_of, settings = chosen(run, config["outputs"]), config["export"]
     if str(network_of) != str(Path(run)):
         log.info("export: the best student of %s on validation is %s", run, network_of)
     theirs = predictor.check(network_of)
-    with recording(run_dir, config, exported=str(network_of)) as record:
+    with recording(run_dir, config, identity(config, network_of), exported=str(network_of)) as record:
         dataset = datasets.load(theirs["config"]["data"])
         precision.prepare_machine()
         images = dataset.test.images
@@ -96,8 +124,7 @@ def export(config: Mapping, run_dir: Path, *, run: rules.Path) -> dict:
         of_files = _facts(given, "none", (None, None, images.shape[3]))
         text = card.written({**theirs, "host": record["host"]}, of_files, images.shape[1:], exported, str(network_of))
         files.write_bytes(run_dir / CARD, text.encode(errors="replace"))
-        named = [LABELS, CARD, CHANGED, *(each["file"] for each in exported if each["format"] != "saved_model")]
-        record["files"] = {name: files.sha256(run_dir / name) for name in named}
+        record["files"] = dict(_sums([LABELS, CARD, CHANGED, *(each["file"] for each in exported)], run_dir))
         record["results"] = {"exports": exported, "model": theirs["model"]["name"], "run": str(network_of)}
         tables.exports(exported)
         log.info("export: %s -> %s", network_of, run_dir)
@@ -118,9 +145,14 @@ def chosen(given: str, outputs: str) -> Path:
     table = gathering.frame(*([places] if isinstance(places, str) else places))
     if "kind" not in table or (students := table[table["kind"].notna() & (table["kind"] != TEACHER)]).empty:
         raise InputError(f"run: {given} is no run with a network, and holds no finished student. Give a run directory.")
-    measured = ["validation_accuracy", "validation_cross_entropy"]
-    best = students.sort_values([*measured, "run"], ascending=[False, True, True], kind="stable").iloc[0]
-    return Path(best["run"])
+    return Path(best_on_validation(students))
+
+
+def best_on_validation(table: "pd.DataFrame") -> str:
+    """Of a comparison's runs the one with the highest validation accuracy; the lower cross-entropy decides between
+    equals."""
+    order = ["validation_accuracy", "validation_cross_entropy", "run"]
+    return str(table.sort_values(order, ascending=[False, True, True]).iloc[0]["run"])
 
 
 def _class_names(record: Mapping[str, Any]) -> list[str]:
@@ -163,7 +195,7 @@ def _conversion(given: _Given) -> Iterator:
         yield ask
 
 
-def _made(target: Target, given: _Given, ask, run_dir: Path) -> tuple[dict[str, Any], parity.Parity]:
+def _made(target: Target, given: _Given, ask, run_dir: Path) -> tuple[dict[str, Any], "Parity"]:
     """One file, which has its name once it has been held against the run. Raises KdrunError where it does not hold."""
     path = run_dir / target.name
     temporary = files.temporary_name(path)  # ends as the name does, which says its format
@@ -210,9 +242,11 @@ def _calibration(given: _Given) -> np.ndarray:
     return np.asarray(images[np.sort(places)])
 
 
-def _asked(target: Target, given: _Given, path: Path) -> tuple[parity.Parity, dict[str, Any], int | None]:
+def _asked(target: Target, given: _Given, path: Path) -> tuple["Parity", dict[str, Any], int | None]:
     """What a file says of the test split, held against the run; how long it takes for one image with one thread and
     with all; and the most memory, in bytes, of a process that answers for one image at a time."""
+    from kdrun.export import parity  # and with it scipy, for who exports
+
     test, image = given.dataset.test, np.asarray(given.dataset.test.images[0])
     with asking.asked(path, 1, "export") as runtime:
         one = runtime.latency(image)
@@ -231,6 +265,8 @@ def _asked(target: Target, given: _Given, path: Path) -> tuple[parity.Parity, di
 
 def _check(target: Target, given: _Given, said: Mapping[str, Any]) -> None:
     """Raises KdrunError for a file that is not what the network was."""
+    from kdrun.export import parity
+
     most, loss = parity.beyond_rounding(given.logits, target.quantize, dict(said)), given.export["most_loss"]
     if most is not None:
         raise KdrunError(
@@ -256,8 +292,16 @@ def _size_and_sum(path: Path) -> tuple[int, str]:
     return path.stat().st_size, files.sha256(path)
 
 
+def _sums(names: Sequence[str], folder: Path) -> Iterator[tuple[str, str]]:
+    """The sha256 of files, and of all those in folders."""
+    for path in (folder / name for name in names):
+        for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if each.is_file():
+                yield str(each.relative_to(folder)), files.sha256(each)
+
+
 def _write_changed(
-    changed: Sequence[tuple[str, parity.Parity]], record: Mapping[str, Any], dataset: Dataset, run_dir: Path
+    changed: Sequence[tuple[str, "Parity"]], record: Mapping[str, Any], dataset: Dataset, run_dir: Path
 ) -> None:
     """changed.csv: a row for each file and each test image whose class it sees otherwise than the network."""
     names, classes = datasets.whole(record["config"]["data"]).names[1], _class_names(record)

@@ -9,13 +9,14 @@ from pathlib import Path
 from kdrun.config.schema import for_role
 from kdrun.data import datasets, transfer
 from kdrun.evaluation import metrics
+from kdrun.export import formats
 from kdrun.objectives import selection
 from kdrun.registry import register
 from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
 from kdrun.runtime import tensorflow
-from kdrun.stages import chain, checks, seeds, work
+from kdrun.stages import chain, checks, export, seeds, work
 from kdrun.stages.compare import compared
 from kdrun.stages.seeds import Student
 from kdrun.teachers import cache, logits_file, overlap, sources
@@ -28,6 +29,8 @@ _FEW = 3  # teacher, student, distilled student: a table of single runs
 def check(config: Mapping, overrides: Sequence[str]) -> None:
     """Raises InputError where one of the networks cannot be trained."""
     arms, teacher = config["arms"], config["teacher"]
+    if config["export"]["format"]:
+        formats.targets(config["export"]["format"], config["export"]["quantize"])
     students = seeds.distilled(config, arms)
     of_teacher = [("teacher", "teacher")] if students and not sources.are_given(config) else []
     dataset = checks.training(config, *of_teacher, *((arm, "student") for arm in arms))
@@ -50,7 +53,16 @@ def of(config: Mapping) -> dict:
     return identity.of_chain(config, *transfer.fingerprints(config["data"]))
 
 
-@register("stage", "pipeline", check=check, identity=of, needs_tensorflow=False, has_parts=True, takes_seeds=True)
+@register(
+    "stage",
+    "pipeline",
+    check=check,
+    identity=of,
+    needs_tensorflow=False,
+    has_parts=True,
+    takes_seeds=True,
+    exports=True,
+)
 def pipeline(config: Mapping, run_dir: Path) -> dict:
     """Train, or find completed, the teacher, the students of all seeds alone and distilled, and their controls; then
     compare them on the test set."""
@@ -66,6 +78,7 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
             # takes seconds, and this process has nothing else to do
             threading.Thread(target=import_module, args=["kdrun.reports.comparison"]).start()
             parts.wait()
+            exported = _exported(config, networks, parts)
         measured = [path for path in teachers if _is_measured(config, path)]
         judged = measured if measured == teachers else []
         rows = [_row("teacher", path, judged) for path in measured]
@@ -73,6 +86,7 @@ def pipeline(config: Mapping, run_dir: Path) -> dict:
         places = [row["run"] for row in rows]
         if len(rows) == _FEW:
             tables.comparison(rows)
+        places += map(str, exported)
         record["results"] = {"runs": rows, **compared(config, places, run_dir, table=len(rows) != _FEW)}
         return record["results"]
 
@@ -151,6 +165,24 @@ def _ask(config: Mapping, taught: Sequence[Student], teachers: Sequence[Path], p
     if not all(chain.reusable(config, depends) for depends in identities):
         for teacher in filter(lambda each: not logits_file.is_one(each), teachers):
             parts.ask(of_student, teacher)
+
+
+def _exported(config: Mapping, networks: Sequence[Path], parts: chain.Parts) -> list[Path]:
+    """The exports of the student alone and of the distilled one that are best on validation, where they are asked for:
+    one after the other, since each is timed."""
+    if not config["export"]["format"]:
+        return []
+    from kdrun.comparison import gathering
+    from kdrun.comparison.kinds import ALONE, DISTILLED
+
+    table, found = gathering.frame(*networks), []
+    for kind, name in ((ALONE, "student's export"), (DISTILLED, "distilled student's export")):
+        if (of_kind := table[table["kind"] == kind]).empty:
+            continue
+        best = Path(export.best_on_validation(of_kind))
+        found.append(parts.start(name, config, export.identity(config, best), run=str(best)))
+        parts.wait(found[-1])
+    return found
 
 
 def _row(stage: str, run_dir: Path, teachers: Sequence[Path]) -> dict:

@@ -18,7 +18,7 @@ from kdrun.teachers import checkpoint, foreign, kinds, logits_file, overlap
 # Overrides that a teacher does not depend on: the command that makes one goes without them.
 _NOT_THE_TEACHERS = (
     *("stage=", "resume=", "data.transfer", "temperature", "alpha", "annealing=", "objective", "control="),
-    *("student.", "distill.", "model@student", "teacher.shuffle", "teacher.overlap", "hydra"),
+    *("student.", "distill.", "model@student", "teacher.shuffle", "teacher.overlap", "export.", "hydra"),
 )
 
 

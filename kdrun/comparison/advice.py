@@ -13,8 +13,10 @@ from kdrun.comparison.studies import Study
 _NEW_SEEDS = 5  # that are asked for where nothing says how many
 _MANY_SEEDS = 50  # more are not asked for
 # words of a run's command that another one has in its own way
-_OWN = ("seed=", "seeds=", "stage=", "sweep=", "resume=", "hydra.", "teacher.run=", "generations=", "clusters=")
-_OWN += ("specialist.", "export.")
+_OWN = (
+    *("seed=", "seeds=", "stage=", "sweep=", "resume=", "hydra.", "teacher.run=", "export."),
+    *("generations=", "clusters=", "specialist."),
+)
 _OF_DISTILLING = ("objective", "control=", "temperature", "alpha", "annealing", "distill.", "student.classifier=")
 _AS_LONG = {f"distill.{key}=": f"student.{key}=" for key in ("epochs", "batch_size", "patience")}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kdrun.data.rows import Images
 from kdrun.errors import InputError, KdrunError, text
-from kdrun.export import formats
+from kdrun.export import facts, formats
 from kdrun.runtime import parallel, workers
 from kdrun.runtime.child import Child, Lost
 
@@ -36,9 +36,10 @@ def asked(path: Path, threads: int | None = None, key: str = "file") -> Iterator
 
     Raises InputError, which begins with the `key`, for whatever goes wrong there, in one line.
     """
-    kind = formats.of_file(path)
-    assert kind is not None  # who asks has looked
-    told: dict[str, Any] = {"kind": kind, "path": str(path.resolve()), "input": None, "batch_size": AT_ONCE}
+    # where ranges are found as images come, they are of all that come together: an answer is to be of one
+    batch_size = 1 if facts.read(path)["quantize"] == "dynamic" else AT_ONCE
+    told: dict[str, Any] = {"kind": formats.of_file(path), "path": str(path.resolve()), "input": None}
+    told["batch_size"] = batch_size
     told |= {"memory": workers.available_memory(), "threads": threads or parallel.cores()}
     with Child(_PROCESS, _ENVIRONMENT) as process:
 

@@ -1,7 +1,9 @@
 """An ONNX model: for onnxruntime and whatever else reads it, on servers, in browsers. Any number of images at once."""
 
 import tempfile
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +23,7 @@ def made(whole: Whole, quantize: str, calibration: np.ndarray) -> bytes:
 
     graph = whole.graph(None)
     model, _ = tf2onnx.convert.from_function(graph, graph.input_signature, opset=_OPSET)
-    model.graph.output[0].name, renamed = whole.output, model.graph.output[0].name
-    for node in model.graph.node:
-        node.output[:] = [whole.output if name == renamed else name for name in node.output]
-        node.input[:] = [whole.output if name == renamed else name for name in node.input]
+    _rename(model.graph, whole.output)
     if quantize == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -34,7 +33,29 @@ def made(whole: Whole, quantize: str, calibration: np.ndarray) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _quantised(model, quantize: str, calibration: np.ndarray) -> bytes:
+def _rename(graph: Any, output: str) -> None:
+    """Name what is computed by its place in the graph, and the result `output`: tf2onnx names by counters that go on
+    from one network to the next, in the order of sets."""
+    numbers, names = count(), {graph.input[0].name: INPUT, graph.output[0].name: output, "": ""}
+    constants = {each.name: each for each in graph.initializer}
+    used = []
+    for node in graph.node:
+        for name in (*node.input, *node.output):
+            if name not in names:
+                names[name] = f"{node.op_type}_{next(numbers)}"
+                used += [constants[name]] if name in constants else []
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+        node.name = f"{node.op_type}_{next(numbers)}"
+    for each in used:
+        each.name = names[each.name]
+    graph.input[0].name, graph.output[0].name = INPUT, output
+    kept = [type(each).FromString(each.SerializeToString()) for each in used]
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(kept)
+
+
+def _quantised(model: Any, quantize: str, calibration: np.ndarray) -> bytes:
     import onnx
     from onnxruntime import quantization
 

@@ -205,6 +205,8 @@ def _made(target: Target, given: _Given, ask, run_dir: Path) -> tuple[dict[str, 
         held, latency, peak = _asked(target, given, temporary)
         _check(target, given, held.said)
         size, sha256 = _size_and_sum(temporary)
+        if path.is_dir():  # of an export that was killed, and goes on
+            shutil.rmtree(path)
         temporary.replace(path)
         files.flush(run_dir)
     except KdrunError as error:

@@ -209,6 +209,17 @@ def test_two_exports_of_a_run_at_once_give_the_same_bytes(folder, export, run_di
                 assert (other / path.relative_to(export)).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.parametrize("name", ["model.tflite", "model_float16.tflite"])
+def test_a_litert_file_teaches(folder, export, run_dir, name):
+    given = [*TINY, f"data.path={folder / 'digits'}", f"data.store={folder / 's'}", f"teacher.file={export / name}"]
+    given += ["model@student.model=mlp", "student.model.hidden_units=[8]", "epochs=1"]
+    taught = answer(folder, "stage=distill", *given)
+    images, _, _ = of_test(run_dir)
+    told = json.loads((taught / "run.json").read_text())["results"]["test"]["best"]["teacher_agreement"]
+    with np.load(taught / "predictions/test.npz") as held:
+        assert told == pytest.approx((asked(export / name, images).argmax(1) == held["logits"].argmax(1)).mean())
+
+
 def refused(folder: Path, capfd, *words: str) -> str:
     """The one line of a command that is refused before anything is made."""
     capfd.readouterr()

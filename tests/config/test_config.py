@@ -120,6 +120,7 @@ KEYS = [
     "student.new_learning_rate",
     "student.normalise",
     "student.patience",
+    "student.quantize",
     "student.train_on_validation",
     "sweep",
     "teacher.augment.colour.brightness",

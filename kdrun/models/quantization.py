@@ -61,17 +61,17 @@ class FakeQuantized:
     name.
 
     Its weights are the network's own. `ranges`, float32 [places, 2], are the least and the greatest value that each
-    place has had, smoothed over training steps; zeros where there was no step yet. `left` says of how
-    many layers the weights are not rounded, by their kind: those that are not known here.
+    place has had, smoothed over training steps; zeros where there was no step yet. `left` says of how many layers the
+    weights are not rounded, by their kind: those that are not known here.
     """
 
     def __init__(self, network, layers: Mapping[str, str]):
         self._network = network
         self._features = {name: id(network.get_layer(layer).output) for name, layer in layers.items()}
-        rounded = dict.fromkeys([id(network.input), *_rounded(network)])
-        self._places = {key: place for place, key in enumerate(rounded)}
+        keys = dict.fromkeys([id(network.input), *_rounded(network)])
+        self._places = {key: place for place, key in enumerate(keys)}
         self._together = _together(self._places, _alike(network))
-        self.ranges = tf.Variable(tf.zeros([len(rounded), 2]), trainable=False, name="ranges")
+        self.ranges = tf.Variable(tf.zeros([len(keys), 2]), trainable=False, name="ranges")
         self.left = Counter(type(layer).__name__ for layer in _left(network))
 
     @tf.autograph.experimental.do_not_convert

@@ -35,6 +35,7 @@ NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("ima
 NEW += ("data.normalise", "distill.cutmix", "distill.label_smoothing")
 NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in _MIXING)
 NEW += tuple(f"teacher.{key}" for key in ("file", "input", "classes", "weak", "time_limit"))
+NEW += ("student.quantize",)
 _OPTIMIZER = ("decay", "coupled", "clip_norm", "ema", "step_epochs", "step_factor")
 NEW += tuple(f"{role}optimizer.{key}" for role in ("", "teacher.", "student.") for key in _OPTIMIZER)
 NEW += tuple(f"{part}.augment.{key}" for part in ("data", "teacher", "student") for key in _AUGMENT)

@@ -135,6 +135,7 @@ def _identified(record: Mapping, labels: np.ndarray) -> dict:
     study = {
         key: identity.get(key) for key in ("format", "model", "data", "dataset_sha256", "num_classes", "test_labels")
     }
+    study |= {key: identity[key] for key in ("quantize",) if identity.get(key)}  # trained to be another network
     study |= {
         "code": {name: each for name, each in code.items() if name.startswith(("model/", "data"))},
         "steps": _steps(record),
@@ -184,6 +185,7 @@ def _measured(run_dir: Path, record: Mapping) -> dict:
         "overlap": record.get("overlap", 0),
         "made_by": texts.one_line(runs.made_by(record)),
         "objective": _names(identity.get("objective", {})) + " of peers" * bool(identity.get("peers")),
+        "quantize": identity.get("quantize") or "",
         "control": (control := _control(identity, runs.kind(record))),
         "kind": "control" if control else runs.kind(record),
         "temperature": identity.get("temperature"),

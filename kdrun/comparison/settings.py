@@ -13,7 +13,7 @@ MEASURED = (
 )
 _ALIKE = (
     *("stage", "kind", "model", "study", "student", "epochs", "held_out", "steps", "objective", "control"),
-    *("temperature", "alpha"),
+    *("temperature", "alpha", "quantize"),
 )
 # what runs are, so that nothing depends on where they lie or in which order they were found
 _ORDER = ["study", "kind", "objective", "temperature", "alpha", "group", "seed", "taught_by", "weights"]

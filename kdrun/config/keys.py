@@ -104,6 +104,7 @@ class Student(Role):
     """The student, alone or distilled."""
 
     classifier: Annotated[str, one_of("own", "teacher")]
+    quantize: Annotated[str | None, rules.optional(one_of("int8"))]
 
 
 class Distill(Training, Mixing):

@@ -137,6 +137,7 @@ LATER_OF_OPTIMIZER: dict[str, Any] = {"decay": "all", "coupled": False, "clip_no
 LATER_OF_OPTIMIZER |= {"step_epochs": None, "step_factor": 0.1}
 LATER_OF_TRAINING: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
 _LATER_OF_ROLES = {"initial_weights": None, "freeze": None, "new_learning_rate": None, **LATER_OF_TRAINING}
+LATER_OF_STUDENT: dict[str, Any] = {"quantize": None}
 _LATER_OF_TEACHER: dict[str, Any] = {
     "file": None,
     "input": {"size": None, "channels": None, "layout": None, "scale": None, "mean": 0.0, "std": 1.0},
@@ -171,7 +172,7 @@ def with_later_keys(config: Mapping) -> dict:
     role = {**later, **_LATER_OF_ROLES, "image_size": leaves["data.image_size"], "optimizer": LATER_OF_OPTIMIZER}
     of_data = {**later, **_LATER_OF_DATA}
     of_all = {"data": of_data, "optimizer": LATER_OF_OPTIMIZER, "distill": LATER_OF_TRAINING}
-    missing = flatten({**of_all, "teacher": {**role, **_LATER_OF_TEACHER}, "student": role})
+    missing = flatten({**of_all, "teacher": {**role, **_LATER_OF_TEACHER}, "student": {**role, **LATER_OF_STUDENT}})
     return nested({**leaves, **{key: value for key, value in missing if key not in leaves}})
 
 

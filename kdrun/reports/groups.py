@@ -34,7 +34,9 @@ def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str
     for name, group in sorted(all_groups, key=lambda item: (names.get(item[1]["study"], ""), order[item[1]["kind"]])):
         rows.append(
             {
-                "": f"{group['control'] or NAMES[group['stage']]}{' (chosen)' if name in chosen else ''}"
+                "": (group["control"] or NAMES[group["stage"]])
+                + (f", for {group['quantize']}" if group["quantize"] else "")
+                + (" (chosen)" if name in chosen else "")
                 + (f" (teacher saw {group['overlap']:,} validation images)" if group["overlap"] else ""),
                 "study": names.get(group["study"], "") if len(names) > 1 else "",
                 "objective": group["objective"] if several else "",

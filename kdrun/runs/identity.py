@@ -9,7 +9,7 @@ from typing import Any
 
 from kdrun import registry
 from kdrun.config.keys import DATA
-from kdrun.config.schema import LATER_OF_TRAINING, depended_on, depended_on_optimizer, for_role
+from kdrun.config.schema import LATER_OF_STUDENT, LATER_OF_TRAINING, depended_on, depended_on_optimizer, for_role
 from kdrun.errors import InputError
 from kdrun.runs import code
 from kdrun.storage import files, manifest
@@ -135,6 +135,7 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
         "optimizer": depended_on_optimizer(optimizer),
         **of_initial_weights(config, role),
         **{key: training[key] for key in LATER_OF_TRAINING if training.get(key)},
+        **{key: config[role][key] for key in LATER_OF_STUDENT if config[role].get(key)},
         "data": of_data(for_role(config, role)["data"]),
         "dataset_sha256": dataset_sha256,
         "code": {**_code(used), "data": code.of_module(_DATA / "datasets.py")},

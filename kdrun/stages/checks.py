@@ -166,6 +166,7 @@ def _part(config: Mapping, part: str, role: str) -> None:
     _optimizer(config, part, role)
     _model(config, role, data["normalise"])
     initial.check(config, role, dataset)
+    _quantized(config, role)
     smallest = models.smallest_image_size(config[role]["model"])
     if (size := config[role]["image_size"]) < smallest:
         key = "data.image_size" if size == config["data"]["image_size"] else f"{role}.image_size"
@@ -184,6 +185,21 @@ def _model(config: Mapping, role: str, normalise: str | list) -> None:
         raise InputError(
             f"{key}={normalise}: {role}.model={model['name']} brings what is to be done to its images. Set "
             f"{role}.normalise=none."
+        )
+
+
+def _quantized(config: Mapping, role: str) -> None:
+    """Raises InputError where a network is to be trained for whole numbers, and cannot be."""
+    asked = config[role].get("quantize")
+    if asked and config[role]["initial_weights"] is None:
+        raise InputError(
+            f"{role}.quantize={asked} goes on from a network that was trained without it. Train that first, and give "
+            f"its run: {role}.initial_weights=RUN."
+        )
+    if asked and config["precision"] not in ("auto", "float32"):
+        raise InputError(
+            f"precision={config['precision']} cannot hold the steps of {role}.quantize={asked}. Set precision=float32, "
+            "or leave it out."
         )
 
 

@@ -47,6 +47,7 @@ def settings_of(
         temperature=Annealed(config["temperature"], config["temperature_end"]),
         alpha=Annealed(config["alpha"], config["alpha_end"], config["alpha_warmup_epochs"]),
         annealing=config["annealing"],
+        quantize=config[role].get("quantize"),
         **{key: training.get(key, 0.0) for key in Mixing.__annotations__},
         **distillation,
     )
@@ -76,7 +77,7 @@ def training_job(
         dataset=dataset,
         data_key={**data, "subset_seed": settings.seed if data["train_fraction"] < 1 else None},
         model=model,
-        policy=precision.policy(config["precision"]),
+        policy="float32" if settings.quantize else precision.policy(config["precision"]),
         settings=settings,
         evaluation_batch_size=config["evaluation_batch_size"],
         save_every=60 * config["checkpoint"]["every_minutes"],

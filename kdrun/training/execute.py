@@ -19,7 +19,6 @@ from kdrun.training import schedules
 from kdrun.training.network import Network
 from kdrun.training.settings import Settings
 from kdrun.training.step import Inputs, TrainingSet, metric_names, training_step
-from kdrun.training.supervision import forward
 
 _SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
 _MOST_BYTES = 1 << 25  # of images that are read for one call: there are three such blocks at a time
@@ -60,7 +59,6 @@ def compiled_steps(
     held = tf.constant(np.asarray(split.images)) if on_device else None
     labelled = np.count_nonzero(split.labels >= 0) / len(split.labels)
     training_set = TrainingSet(held, tf.constant(split.labels), labelled)
-    student = forward(network.model, supervision.layers)
     metrics = len(metric_names(supervision.objectives))
     batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
     values = tf.TensorSpec([None, 3 + len(supervision.objectives)], tf.float32)
@@ -79,7 +77,7 @@ def compiled_steps(
             of_step = {name: array[k] for name, array in cached.items()}
             of_images = None if on_device else images[k]
             inputs = Inputs(indices[k], views[k], values[k], mixes[k], draws[k], of_step, of_images)
-            rows = rows.write(k, training_step(network, student, training_set, settings, inputs))
+            rows = rows.write(k, training_step(network, training_set, settings, inputs))
         return rows.stack()
 
     return run_steps

@@ -93,6 +93,7 @@ class TrainingJob:
             "evaluation_batch_size": self.evaluation_batch_size,
             "mixed": [bool(self.settings.mixup), bool(self.settings.cutmix)],
             "label_smoothing": self.settings.label_smoothing,
+            "quantize": self.settings.quantize,
             "preparation": self.settings.preparation,
             "data": self.data_key,
             "dataset_sha256": self.dataset.sha256,
@@ -141,6 +142,16 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
     )
     if program.begins:
         log.info("%s: begins with %s", job.name, program.begins)
+    if quantized := program.network.quantized:
+        left = ", ".join(f"{count} {kind}" for kind, count in quantized.left.items())
+        left = f"; the weights of {left} are not" if left else ""
+        log.info(
+            "%s: weights, and values at %d places, are rounded as for %s%s",
+            job.name,
+            quantized.ranges.shape[0],
+            settings.quantize,
+            left,
+        )
     results = loop.train(program, job.dataset, settings, run_dir, trackers, job.save_every)
     if job.measure_latency:
         if not program.latency:
@@ -164,7 +175,9 @@ def _build(job: TrainingJob) -> Program:
     supervision = job.supervision.build()  # before the student: a teacher may be asked now and let go of
     scale_loss = job.policy == "mixed_float16"
     factors = job.initial_weights.factors
-    network = Network(build, job.settings.seed, job.settings.optimizer, scale_loss, supervision, factors)
+    network = Network(
+        build, job.settings.seed, job.settings.optimizer, scale_loss, supervision, factors, job.settings.quantize
+    )
     on_device = is_on_device(job.on_device, job.dataset.train.images)
     run_steps = compiled_steps(network, job.dataset.train, job.settings, on_device)
     on_disk = None if on_device else job.dataset.train.images

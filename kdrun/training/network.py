@@ -15,10 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from kdrun.data.batches import relative_seed
+from kdrun.models.quantization import FakeQuantized
 from kdrun.objectives.learned import Learned
 from kdrun.optimizers.average import Average
 from kdrun.optimizers.flat import FlatOptimizer
-from kdrun.training.supervision import LABELS_ALONE, Supervision, call_on_zeros
+from kdrun.training.supervision import LABELS_ALONE, Forward, Supervision, call_on_zeros, forward
 
 _SEEDS_REMEMBERED = 16
 
@@ -30,7 +31,8 @@ class Network:
 
     `build(seed)` makes the model with its initial weights; its `peers` are made with relative seeds. A second call
     for another seed is made for its values alone. `factors(model)` is what the learning rate is times for each of the
-    model's trainable variables.
+    model's trainable variables. With `quantize`, int8, it is trained with its values rounded; the weights are those of
+    the model either way.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Network:
         scale_loss: bool,
         supervision: Supervision = LABELS_ALONE,
         factors: Callable | None = None,
+        quantize: str | None = None,
     ):
         self._build = build
         self.model = build(seed)
@@ -52,6 +55,8 @@ class Network:
         trained += self.learned.trainable_variables
         of_model = factors(self.model) if factors else []
         self.optimizer = FlatOptimizer(optimizer, trained, scale_loss, of_model)
+        self.quantized = FakeQuantized(self.model, supervision.layers) if quantize else None
+        self.forward: Forward = self.quantized or forward(self.model, supervision.layers)  # as it is trained
         # batch norm's moving statistics, too: those of now are not those of averaged weights
         of_models = [v for model in (self.model, *self.peers) for v in model.variables]
         self.average = Average(of_models, optimizer["ema"]) if optimizer.get("ema") else None
@@ -84,7 +89,9 @@ class Network:
     @property
     def _remembered(self) -> list[tf.Variable]:
         """What is remembered of steps, beside what they have made of weights."""
-        return [*self.optimizer.state, *(self.average.state if self.average else ())]
+        of_average = self.average.state if self.average else ()
+        of_ranges = [self.quantized.ranges] if self.quantized else ()
+        return [*self.optimizer.state, *of_average, *of_ranges]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -39,6 +39,7 @@ class Settings(NamedTuple):
     mixup: float = 0.0
     cutmix: float = 0.0
     label_smoothing: float = 0.0
+    quantize: str | None = None
     images_per_epoch: int | None = None
 
     @property

@@ -13,7 +13,7 @@ from kdrun.objectives.batch import Batch
 from kdrun.objectives.logits import cross_entropy
 from kdrun.training.network import Network
 from kdrun.training.settings import Settings
-from kdrun.training.supervision import Forward, StepBatch, TeacherOutputs
+from kdrun.training.supervision import StepBatch, TeacherOutputs
 
 STEP_METRICS = ("loss", "cross_entropy", "accuracy", "distillation_loss")  # and then each objective's own
 
@@ -53,13 +53,11 @@ def metric_names(objectives: Iterable[str]) -> tuple[str, ...]:
     return (*STEP_METRICS, *names) if names else STEP_METRICS[:3]
 
 
-def training_step(
-    network: Network, forward: Forward, training_set: TrainingSet, settings: Settings, inputs: Inputs
-) -> tf.Tensor:
+def training_step(network: Network, training_set: TrainingSet, settings: Settings, inputs: Inputs) -> tf.Tensor:
     """Take a step of the student and of those that train beside it; returns the student's metrics.
 
-    `forward` is the student with its features. The metrics are float32 [len(metric_names)]. Of `settings`, the
-    preprocessing, whether images are mixed and label smoothing are used.
+    The metrics are float32 [len(metric_names)]. Of `settings`, the preprocessing, whether images are mixed and label
+    smoothing are used.
     """
     supervision = network.supervision
     learning_rate, temperature, alpha, *weights = tf.unstack(inputs.values)
@@ -71,7 +69,7 @@ def training_step(
     smoothing = settings.label_smoothing
     label_loss = partial(cross_entropy, labels=labels, counts=counts, own_share=share, smoothing=smoothing)
     with tf.GradientTape() as tape:
-        logits, features = forward(images, training=True)
+        logits, features = network.forward(images, training=True)
         together = [logits, *(peer(images, training=True) for peer in network.peers)]
         known = Batch(
             logits,

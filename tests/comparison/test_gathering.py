@@ -29,7 +29,7 @@ SEEDS = {"teacher": "teacher.seed", "student": "seed", "distill": "seed"}
 # Keys, or the beginnings of keys, that make another network, other data or another number of steps: another study. So
 # does the size of a batch where the number of epochs is the same; here the number of steps is.
 OF_A_STUDY = ["student.model", "data", "student.epochs", "distill.epochs", "student.augment"]
-OF_A_STUDY += ["student.train_on_validation", "student.image_size", "student.normalise"]
+OF_A_STUDY += ["student.train_on_validation", "student.image_size", "student.normalise", "student.quantize"]
 # Keys, or the beginnings of keys, that make another distilled run whose student is like before.
 OF_DISTILLING = [
     "temperature",

@@ -125,6 +125,7 @@ KEYS = [
     "student.new_learning_rate",
     "student.normalise",
     "student.patience",
+    "student.quantize",
     "student.train_on_validation",
     "sweep",
     "teacher.augment.colour.brightness",

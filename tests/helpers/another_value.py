@@ -30,6 +30,7 @@ _VALUES = {
     "initial_weights": __file__,
     "freeze": 1,
     "new_learning_rate": 0.01,
+    "quantize": "int8",
     "file": "teacher.keras",
     "size": 8,
     "channels": "rgb",

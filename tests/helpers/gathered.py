@@ -28,7 +28,7 @@ def run(kind: str, group: str, seed: int, right: Sequence[bool], **more) -> dict
         },
         **{"objective": "kd" if distilled else "", "model": "mlp", "epochs": 3, "held_out": True},
         **{"steps": 60, "planned_steps": 60, "overlap": 0, "made_by": "kdrun 1", "parameters": 1000},
-        **{"temperature": 4.0 if distilled else None, "alpha": 0.9 if distilled else None},
+        **{"temperature": 4.0 if distilled else None, "alpha": 0.9 if distilled else None, "quantize": ""},
         **{"right": right, "test_accuracy": right.mean(), "errors": int((~right).sum()), "count": len(right)},
         **{"errors_last": int((~right).sum()), "validation_accuracy": right.mean(), "validation_cross_entropy": 0.5},
     }

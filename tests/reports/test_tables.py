@@ -113,6 +113,7 @@ def group(number: int, stage: str, control: str = "", **gained) -> dict:
         "student": "s",
         "study": "" if stage == "teacher" else "s",
         "overlap": 0,
+        "quantize": "int8" if number == 2 else "",
         "made_by": "kdrun 1",
         "objective": {"distill": "kd"}.get(stage, ""),
         "temperature": 10.0 + number if stage == "distill" else None,
@@ -160,7 +161,7 @@ def test_the_table_of_a_comparison():
     )
     shown = groups.table(found, {"best"}, {"s": "mlp on mnist"})
     assert list(shown["group"]) == ["teacher", "alone", "shuffled", "best"]
-    assert list(shown[""]) == ["teacher", "student alone", "shuffled teacher", "distilled student (chosen)"]
+    assert list(shown[""]) == ["teacher", "student alone, for int8", "shuffled teacher", "distilled student (chosen)"]
     row = shown.iloc[3].to_dict()
     assert row == {
         "": "distilled student (chosen)",

@@ -170,11 +170,12 @@ COMMANDS = {
         signal.SIGTERM,
     ),
     "fine-tuning": (["stage=student", *SMALL, *CONVNET, "epochs=6", "student.freeze=conv1"], signal.SIGTERM),
+    "int8": (["stage=distill", *SMALL, *CONVNET, "epochs=4", "student.quantize=int8"], signal.SIGTERM),
     "distilling, live": (["stage=distill", *SMALL, *CONVNET, "epochs=6", "teacher.cache=off"], signal.SIGTERM),
 }
 
 
-QUICK = ("student, SIGINT", "distilling")
+QUICK = ("student, SIGINT", "int8")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,9 @@ QUICK = ("student, SIGINT", "distilling")
 def test_a_run_that_is_stopped_goes_on_and_ends_with_the_same_bits(command, number, teacher, tmp_path, capsys):
     given = {
         "stage=distill": teacher,
-        "student.freeze=conv1": teacher.replace("teacher.run", "student.initial_weights"),
+        **dict.fromkeys(
+            ("student.freeze=conv1", "student.quantize=int8"), teacher.replace("teacher.run", "student.initial_weights")
+        ),
     }
     command = [*command, *(each for word, each in given.items() if word in command)]
     run_dir = stopped(tmp_path / "stopped", number, *command)

@@ -87,6 +87,7 @@ FREE = {
         for role in ("teacher", "student")
         for key in ("initial_weights", "freeze", "new_learning_rate", "mixup", "cutmix", "label_smoothing")
     },
+    "student.quantize": "of training",
     "teacher.overlap": "what is refused",
     "teacher.logits": "instead of them",
     "teacher.file": "instead of them",

@@ -75,8 +75,8 @@ def _files(config: Mapping) -> list[Path]:
             raise InputError(f"teacher.file: {path} cannot be read ({error.strerror}). Give another file.") from error
         if kind == "unknown":
             raise InputError(
-                f"teacher.file: {path} is none of a Keras 3 model, a SavedModel's folder, an ONNX or LiteRT model, a file "
-                f"of logits and a run of kdrun{f': it is {why}' if why else ''}. See docs/teachers.md."
+                f"teacher.file: {path} is none of a Keras 3 model, a SavedModel's folder, an ONNX or LiteRT model, a "
+                f"file of logits and a run of kdrun{f': it is {why}' if why else ''}. See docs/teachers.md."
             )
         if kind == kinds.RUN:
             check(config, str(path), "teacher.file")

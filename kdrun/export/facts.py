@@ -31,7 +31,16 @@ _LARGEST = 1 << 31  # bytes of a file
 _NAME, _LABELS, _FOLDER = "kdrun.json", "labels.txt", "assets.extra"
 SUM = "content_sha256"
 # what is raised of bytes that are none of ours: by json, zipfile, and by what is looked for in them
-_NONE_OF_OURS = (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, RuntimeError, OverflowError)
+_NONE_OF_OURS: tuple[type[Exception], ...] = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+)
 _NONE_OF_OURS += (struct.error, zlib.error, zipfile.BadZipFile)
 _ENTRY = b"\x0a\x05kdrun\x12"  # of ONNX: key, field 1, "kdrun", then the value, field 2
 _METADATA = b"\x72"  # field 14 of ONNX' ModelProto

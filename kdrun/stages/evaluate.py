@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,13 +45,7 @@ def check(config: Mapping, overrides: Sequence[str]) -> None:
 
 
 @register("stage", "evaluate", check=check, needs_tensorflow=lambda config: config["file"] is None)
-def evaluate(
-    config: Mapping,
-    run_dir: Path,
-    *,
-    run: Annotated[str | None, rules.optional(rules.run_directory)],
-    file: Annotated[str | None, rules.optional(rules.path)],
-) -> dict:
+def evaluate(config: Mapping, run_dir: Path, *, run: rules.RunDirectoryOrNone, file: rules.PathOrNone) -> dict:
     """Measure a network on the test set: of `run`, rebuilt, with its best and its last weights, or `file`, which
     stage=export has made, in its own runtime.
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -55,8 +55,8 @@ def predict(
     config: Mapping,
     run_dir: Path,
     *,
-    run: Annotated[str | None, rules.optional(rules.run_directory)],
-    file: Annotated[str | None, rules.optional(rules.path)],
+    run: rules.RunDirectoryOrNone,
+    file: rules.PathOrNone,
     inputs: rules.Path,
     predict: Keys,
 ) -> dict:

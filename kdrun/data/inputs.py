@@ -28,6 +28,7 @@ STANDARD_INPUT = "-"
 _KINDS = ", ".join(suffix.lstrip(".") for suffix in pictures.SUFFIXES)
 _ALLOWED = "Give a folder of pictures, a pattern ('*.png'), a picture, a .npz file, or - for names on standard input."
 _NAMES = ("x", "images", "x_test")  # of the array in a .npz file; another name, where it is the only one
+Size = tuple[int, int] | None  # height and width, the only ones that a network takes; None: any
 _ADVICE = "It must hold one array of images, uint8, or more of which one is called x."
 
 
@@ -69,20 +70,27 @@ def decoding_of(record: Mapping) -> Decoding:
     return Decoding(channels, side, resize if resize in pictures.RESIZES else "stretch")
 
 
-def check(given: str, decoding: Decoding) -> None:
-    """Raises InputError where `inputs` names nothing that can be read; names on standard input are not looked at."""
+def check(given: str, decoding: Decoding, size: Size = None) -> None:
+    """Raises InputError where `inputs` names nothing that can be read, or nothing for a network that takes images of
+    that `size` alone; names on standard input are not looked at."""
+    if _is_npz(given):
+        _array(Path(given), decoding.channels, size)
+        return
+    if size is not None and size != (decoding.size, decoding.size):
+        raise InputError(
+            f"inputs: {given}: pictures are made squares, and this network takes images of {_sides(size)} pixels "
+            "alone. Give a .npz file of such images."
+        )
     if given == STANDARD_INPUT:
         return
-    if _is_npz(given):
-        _array(Path(given), decoding.channels)
-    elif next(_files(given), None) is None:
+    if next(_files(given), None) is None:
         raise InputError(f"inputs: {given} holds no pictures ({_KINDS}). {_ALLOWED}")
 
 
-def opened(given: str, decoding: Decoding) -> Inputs:
-    """The images that `inputs` names. Raises InputError where there are none."""
-    if given != STANDARD_INPUT and _is_npz(given):
-        images = _array(Path(given), decoding.channels)()
+def opened(given: str, decoding: Decoding, size: Size = None) -> Inputs:
+    """The images that `inputs` names. Raises InputError where there are none, or they are not of that size, if any."""
+    if _is_npz(given):
+        images = _array(Path(given), decoding.channels, size)()
         return Inputs(range(len(images)), len(images), images.shape[1:], images.__getitem__, lambda n: f"{given}[{n}]")
     if given != STANDARD_INPUT:
         return of_files(sorted(_files(given)), decoding)
@@ -144,9 +152,9 @@ def _files(given: str) -> Iterator[str]:
     yield from (name for name in found if not os.path.isdir(name))
 
 
-def _array(path: Path, channels: int) -> Callable[[], np.ndarray]:
+def _array(path: Path, channels: int, size: Size) -> Callable[[], np.ndarray]:
     """What reads the array of images in a .npz file, uint8 [n, height, width, channels]. Raises InputError where there
-    is none, or not for a network that sees so many channels."""
+    is none, or not for a network that sees so many channels, or that size alone."""
     held = arrays.npz_names(path)
     called = next(iter(held)) if len(held) == 1 else next((name for name in _NAMES if name in held), _NAMES[0])
     file = arrays.Npz(path, [called], _ADVICE, "inputs: ")
@@ -157,7 +165,16 @@ def _array(path: Path, channels: int) -> Callable[[], np.ndarray]:
             f"inputs: {path}: {called} is {header.dtype} {list(header.shape)}; it must be uint8 "
             f"[n, height, width, {channels}], not empty: the network sees images of {channels} channel(s)."
         )
+    if size is not None and shape[1:3] != size:
+        raise InputError(
+            f"inputs: {path}: {called} holds images of {_sides(shape[1:3])} pixels, and this network takes those of "
+            f"{_sides(size)} alone. Make them so; a run, or a SavedModel, takes any size."
+        )
     return lambda: file.read()[called].reshape(shape)
+
+
+def _sides(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _names_on_standard_input() -> Iterator[str]:

@@ -1,8 +1,8 @@
 """What an exported file says of itself, inside of it, where its format has room for more, and how a change is seen.
 
-The facts are plain values: class names, what the input is, what was done to pixels, of which run it is. They hold the
-sha256 of all the rest of the file, and are the only ones that this rest and they can make: `attached` is done again
-when they are read, and must give the same bytes. So a file that is damaged, cut short or put together of two is known,
+The facts are plain values: class names, what the input is, what was done to pixels, of which run it is. One of them is
+a sha256 over the others and all the rest of the file; and `attached`, done again when they are read, must give the same
+bytes. So a file that is damaged, cut short or put together of two is known,
 wherever it has been copied to. No runtime is needed to read them.
 
 - LiteRT: a zip archive behind the network, as TensorFlow Lite's metadata has it: labels.txt, kdrun.json.
@@ -13,11 +13,14 @@ wherever it has been copied to. No runtime is needed to read them.
 import hashlib
 import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdrun.config.keys import MOST_PIXELS
 from kdrun.data.pictures import RESIZES
 from kdrun.errors import InputError
 from kdrun.export import formats
@@ -26,7 +29,19 @@ from kdrun.storage import files, forms, manifest
 FORMAT = 1  # raise when facts mean something else
 _LARGEST = 1 << 31  # bytes of a file
 _NAME, _LABELS, _FOLDER = "kdrun.json", "labels.txt", "assets.extra"
-_SUM = "content_sha256"
+SUM = "content_sha256"
+# what is raised of bytes that are none of ours: by json, zipfile, and by what is looked for in them
+_NONE_OF_OURS: tuple[type[Exception], ...] = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+)
+_NONE_OF_OURS += (struct.error, zlib.error, zipfile.BadZipFile)
 _ENTRY = b"\x0a\x05kdrun\x12"  # of ONNX: key, field 1, "kdrun", then the value, field 2
 _METADATA = b"\x72"  # field 14 of ONNX' ModelProto
 _FACTS = {
@@ -36,6 +51,7 @@ _FACTS = {
     "output": forms.word,
     "quantize": forms.word,
     "decoding": {"channels": forms.count, "size": forms.count, "resize": forms.word},
+    "preprocessing": {"image_size": forms.count},
 }
 
 
@@ -46,7 +62,7 @@ def labels(class_names: Sequence[str]) -> bytes:
 
 def attached(kind: str, content: bytes, facts: Mapping[str, Any]) -> bytes:
     """A file of a format with its facts: LiteRT or ONNX."""
-    text = _text({**facts, _SUM: hashlib.sha256(content).hexdigest()})
+    text = _text(_sealed(facts, hashlib.sha256(content).hexdigest()))
     if kind == "onnx":
         entry = _ENTRY + _varint(len(text)) + text
         return content + _METADATA + _varint(len(entry)) + entry
@@ -62,7 +78,7 @@ def attach_to_folder(folder: Path, facts: Mapping[str, Any]) -> None:
     extra = folder / _FOLDER
     extra.mkdir()
     files.write_bytes(extra / _LABELS, labels(facts["class_names"]))
-    files.write_bytes(extra / _NAME, _text({**facts, _SUM: sum_of(folder)}))
+    files.write_bytes(extra / _NAME, _text(_sealed(facts, sum_of(folder))))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -78,7 +94,7 @@ def read(path: Path) -> dict[str, Any]:
         wrong = forms.problem(found, _FACTS) or _odd(found)
     except OSError as error:
         raise InputError(f"file: {path} cannot be read ({error.strerror or error}). Give another file.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError, zipfile.BadZipFile) as error:
+    except _NONE_OF_OURS as error:
         raise InputError(
             f"file: {path} was not written by kdrun's stage=export, or is damaged: what it should say of itself cannot "
             f"be read. Export it again."
@@ -91,9 +107,14 @@ def read(path: Path) -> dict[str, Any]:
 def _odd(facts: Mapping[str, Any]) -> str | None:
     if facts["format"] != FORMAT:
         return f"it is of format {facts['format']}, this kdrun reads {FORMAT}"
-    if len(facts["input"]) != 3 or facts["input"][2] not in (1, 3) or not facts["class_names"]:
-        return "its input, or its classes, are none"
-    if facts["output"] not in ("probabilities", "logits") or facts["decoding"]["resize"] not in RESIZES:
+    input_, decoding = facts["input"], facts["decoding"]
+    if len(input_) != 3 or input_[2] not in (1, 3) or 0 in input_ or (input_[0] is None) != (input_[1] is None):
+        return "its input is none of images"
+    if not facts["class_names"]:
+        return "it names no classes"
+    if decoding["channels"] != input_[2] or not 1 <= decoding["size"] <= MOST_PIXELS:
+        return "how pictures are decoded is not for its input"
+    if facts["output"] not in ("probabilities", "logits") or decoding["resize"] not in RESIZES:
         return "its output, or how pictures are resized, is unknown"
     return None
 
@@ -120,7 +141,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     facts = json.loads(content)
     is_whole = {each.name for each in extra.iterdir()} == {_NAME, _LABELS} and _text(facts) == content
     is_whole = is_whole and files.read(extra / _LABELS) == labels(facts["class_names"])
-    if not is_whole or facts[_SUM] != sum_of(folder):
+    if not is_whole or facts != _sealed(facts, sum_of(folder)):
         raise ValueError("it is not what was written")
     return facts
 
@@ -129,6 +150,12 @@ def sum_of(folder: Path) -> str:
     """Of all that is in a SavedModel, its facts left out."""
     held = sorted(path for path in folder.rglob("*") if not path.is_dir() and path.parent != folder / _FOLDER)
     return manifest.digest({str(path.relative_to(folder)): files.sha256(path) for path in held})
+
+
+def _sealed(facts: Mapping[str, Any], content: str) -> dict[str, Any]:
+    """The facts with a sum over all that a file is: themselves, and the rest, of which `content` is the sha256."""
+    said = {key: value for key, value in facts.items() if key != SUM}
+    return {**said, SUM: manifest.digest({"facts": said, "content": content})}
 
 
 def _text(facts: Mapping[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """What a network is exported as: formats, how their weights are kept, what each needs. No TensorFlow in here."""
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,19 +13,20 @@ QUANTIZE = ("none", "float16", "dynamic", "int8")
 
 
 class Format(NamedTuple):
-    """A kind of file: its suffix, empty for a folder; which of QUANTIZE it can be; and the packages that make it and
-    run it, beside TensorFlow, and kdrun's extra that brings them."""
+    """A kind of file: its suffix, empty for a folder; which of QUANTIZE it can be; the packages that run it and those
+    that make it, beside TensorFlow, and kdrun's extra that brings them."""
 
     suffix: str
     quantize: tuple[str, ...]
-    packages: tuple[str, ...] = ()
+    run_by: tuple[str, ...] = ()
+    made_by: tuple[str, ...] = ()
     extra: str = ""
 
 
 FORMATS = {
     "saved_model": Format("", ("none",)),
-    "litert": Format(".tflite", QUANTIZE, ("ai-edge-litert",), "litert"),
-    "onnx": Format(".onnx", QUANTIZE, ("onnx", "onnxruntime", "tf2onnx"), "onnx"),
+    "litert": Format(".tflite", QUANTIZE, ("ai-edge-litert",), (), "litert"),
+    "onnx": Format(".onnx", QUANTIZE, ("onnxruntime",), ("onnx", "tf2onnx"), "onnx"),
 }
 
 
@@ -53,14 +55,16 @@ def targets(formats: Sequence[str], quantize: Sequence[str]) -> list[Target]:
                 f"export.quantize={list(quantize)}: {name} has none of these. Add "
                 f"{' or '.join(FORMATS[name].quantize)}, or leave {name} out of export.format."
             )
-        check_packages(name, f"export.format: {name} is made and checked by")
+        check_packages(
+            name, FORMATS[name].made_by + FORMATS[name].run_by, f"export.format: {name} is made and checked by"
+        )
         found += [Target(name, way) for way in ways]
     return found
 
 
-def check_packages(name: str, said: str) -> None:
-    """Raises InputError, which begins with `said`, where a package that a format needs is not installed."""
-    for package in FORMATS[name].packages:
+def check_packages(name: str, packages: Sequence[str], said: str) -> None:
+    """Raises InputError, which begins with `said`, where one of the packages of a format is not installed."""
+    for package in packages:
         try:
             version(package)
         except PackageNotFoundError as error:
@@ -69,6 +73,6 @@ def check_packages(name: str, said: str) -> None:
 
 def of_file(path: Path) -> str | None:
     """The format of a file or folder, by its name; None where it is none of them."""
-    if path.is_dir():
-        return "saved_model" if (path / "saved_model.pb").exists() else None
+    if os.path.isdir(path):  # false for what cannot be looked at, where pathlib has errors
+        return "saved_model" if os.path.exists(path / "saved_model.pb") else None
     return next((name for name, each in FORMATS.items() if each.suffix and path.suffix == each.suffix), None)

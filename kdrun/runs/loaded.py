@@ -79,11 +79,11 @@ class LoadedRun:
     @cached_property
     def _predictor(self) -> Predictor:
         from kdrun.runtime import tensorflow
-        from kdrun.teachers.predictor import Predictor
+        from kdrun.teachers import predictor
 
         runs.check_leaves_network(self.record, str(self.path))
         tensorflow.load_tensorflow()
-        return Predictor(self.path)
+        return predictor.of_run(self.path)
 
     def prepared(self, images: np.ndarray) -> Any:
         """Images, uint8 [n, height, width, channels], as the network was shown them: resized, scaled to [0, 1] and

@@ -124,7 +124,8 @@ def _begun(run_dir: Path, config: Mapping, identity: Mapping | None, facts: Mapp
     given = config.get(
         "threads", "auto"
     )  # of a run whose parts others do, which has no TensorFlow itself: one, for auto
-    environment["threads"] = before.get("threads") or tensorflow.threads_in_use() or (1 if given == "auto" else given)
+    known = before.get("threads") or facts.get("threads") or tensorflow.threads_in_use()
+    environment["threads"] = known or (1 if given == "auto" else given)
     for package, found in environment["packages"].items() if before else ():
         if found != before.get("packages", {}).get(package):
             log.warning("going on with another %s, %s: bits may differ from an uninterrupted run's", package, found)

@@ -364,6 +364,16 @@ def _mixed(config: Mapping, of_a_file: bool) -> None:
         )
 
 
+def one_network(run: str | None, file: str | None) -> None:
+    """Raises InputError unless a stage is given either a run or an exported file."""
+    if run is None and file is None:
+        raise InputError(
+            "run or file must be given. Write run=RUN_DIRECTORY, or file=FILE, one that stage=export made."
+        )
+    if run is not None and file is not None:
+        raise InputError(f"run={run} and file={file} are two networks. Leave one of them out.")
+
+
 def taken(run: str) -> Mapping:
     """The record of a run whose network is to be taken. Raises InputError where it cannot be."""
     record = runs.read(run)

@@ -77,7 +77,7 @@ def identity(config: Mapping, run: Path) -> dict:
     """Everything that the export of a run depends on."""
     record, packages = runs.read(run), {*_MADE_BY}
     for name in config["export"]["format"]:
-        packages |= {*formats.FORMATS[name].packages}
+        packages |= {*formats.FORMATS[name].run_by, *formats.FORMATS[name].made_by}
     return {
         "format": facts.FORMAT,
         "stage": "export",

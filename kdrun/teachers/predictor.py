@@ -1,12 +1,16 @@
-"""A finished run's network, asked for probabilities. Importable without TensorFlow."""
+"""A network that is asked for probabilities: what all of them have in common, and a finished run's. Importable without
+TensorFlow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from kdrun.data import inputs, preparation
 from kdrun.data.rows import Images
+from kdrun.data.store import Decoding
 from kdrun.errors import InputError
 from kdrun.evaluation import metrics
 from kdrun.runs import record as runs
@@ -15,42 +19,22 @@ from kdrun.storage import forms
 from kdrun.teachers import checkpoint
 
 
-class Predictor:
-    """The best weights' network of a completed run, in the precision that it was trained in: from images to
-    probabilities. `class_names` are its classes in their order, `decoding` is how pictures become images for it, and
-    `at_once` how many of them it takes a call, as it did when it was measured.
+class Predictor(NamedTuple):
+    """A network that is asked what is on images. `class_names` are its classes in their order; `decoding` is how
+    pictures become images for it; `at_once` how many of them it takes a call; `ask(images)`, uint8 [n, height, width,
+    channels], not empty, are their probabilities, float32 [n, classes]; `size` is the only height and width that images
+    may have, None: any."""
 
-    Raises InputError where the run's record is of no network, or its weights are of another one. Loads no TensorFlow
-    itself: see runtime.tensorflow.
-    """
-
-    def __init__(self, run_dir: Path):
-        from kdrun.models.preprocessing import images_at_once
-        from kdrun.runtime import precision
-
-        record = check(run_dir)
-        precision.prepare_machine()
-        self._run_dir, self._preparation = run_dir, preparation.of_run(record)
-        self._model = checkpoint.load(run_dir, record["precision"])
-        self._infer: tuple = ((), None)
-        classes = range(record["num_classes"])
-        self.class_names: list[str] = record.get("class_names") or [str(number) for number in classes]
-        self.decoding = inputs.decoding_of(record)
-        side = self.decoding.size or 1
-        self.at_once = images_at_once(record["config"]["evaluation_batch_size"], (side, side, record["image_shape"][2]))
+    class_names: list[str]
+    decoding: Decoding
+    at_once: int
+    ask: Callable[[Images], np.ndarray]
+    size: tuple[int, int] | None = None
 
     def __call__(self, images: Images) -> np.ndarray:
-        """Probabilities, float32 [n, classes], of images uint8 [n, height, width, channels] of any size. Raises
-        Diverged where one is no finite number."""
-        from kdrun.evaluation.inference import compiled_inference, logits
-
-        if not len(images):
-            return np.zeros((0, len(self.class_names)), np.float32)
-        shape = tuple(images.shape[1:])
-        if self._infer[0] != shape:
-            self._infer = (shape, compiled_inference(self._model, shape, self.at_once, self._preparation))
-        said = metrics.check_finite(logits(self._infer[1], images), f"by {self._run_dir}")
-        return np.exp(metrics.log_softmax(said)).astype(np.float32)
+        """Probabilities, float32 [n, classes], of images uint8 [n, height, width, channels], perhaps none. Raises
+        KdrunError where one is no finite number."""
+        return self.ask(images) if len(images) else np.zeros((0, len(self.class_names)), np.float32)
 
     def of_files(self, paths: Sequence[str]) -> np.ndarray:
         """Probabilities, float32 [n, classes], of pictures in files. Raises InputError, which names all of them, for
@@ -75,6 +59,37 @@ class Predictor:
                 "pixels from 0 to 255, or a list of files' names."
             )
         return self(whole)
+
+
+def of_run(run_dir: Path) -> Predictor:
+    """The best weights' network of a completed run, in the precision that it was trained in; it takes as many images a
+    call as it did when it was measured, of any size.
+
+    Raises InputError where the run's record is of no network, or its weights are of another one. Loads no TensorFlow
+    itself: see runtime.tensorflow.
+    """
+    from kdrun.evaluation.inference import compiled_inference, logits
+    from kdrun.models.preprocessing import images_at_once
+    from kdrun.runtime import precision
+
+    record = check(run_dir)
+    precision.prepare_machine()
+    model, shown = checkpoint.load(run_dir, record["precision"]), preparation.of_run(record)
+    decoding = inputs.decoding_of(record)
+    side = decoding.size or 1
+    at_once = images_at_once(record["config"]["evaluation_batch_size"], (side, side, record["image_shape"][2]))
+
+    @lru_cache(maxsize=1)
+    def compiled(shape: tuple[int, int, int]) -> Callable:
+        return compiled_inference(model, shape, at_once, shown)
+
+    def ask(images: Images) -> np.ndarray:
+        height, width, channels = images.shape[1:]
+        said = metrics.check_finite(logits(compiled((height, width, channels)), images), f"by {run_dir}")
+        return np.exp(metrics.log_softmax(said)).astype(np.float32)
+
+    classes = record.get("class_names") or [str(number) for number in range(record["num_classes"])]
+    return Predictor(classes, decoding, at_once, ask)
 
 
 def check(run_dir: Path) -> dict:

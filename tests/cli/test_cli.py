@@ -137,7 +137,7 @@ BAD_VALUES = {
     "model=mlp": ["model", "model@student.model"],
     "data@x=mnist": ["data@x"],
     # what must be given
-    "stage=evaluate": ["run must be given", "run=VALUE"],
+    "stage=evaluate": ["run or file must be given", "run=RUN_DIRECTORY", "file=FILE"],
     "data=npz": ["data.path must be given", "data.path=VALUE"],
     "alpha=???": ["alpha must be given", "alpha=VALUE"],
     "data.include_classes=[0,???]": ["data.include_classes must be given", "data.include_classes=VALUE"],

@@ -33,5 +33,7 @@ def test_a_signal_ends_a_run_between_steps_and_is_recorded(number, exit_code, tm
     assert process.returncode == exit_code
     (run_json,) = tmp_path.glob("out/student/*/run.json")
     run_dir = run_json.parent
-    assert said == f"kdrun: Stopped by {number.name}. Go on with: kdrun resume={run_dir}\n"
+    # on processors with AVX-512 TensorFlow says that it could not rewrite this graph
+    ours = [line for line in said.splitlines() if "remapper failed" not in line]
+    assert ours == [f"kdrun: Stopped by {number.name}. Go on with: kdrun resume={run_dir}"]
     assert json.loads(run_json.read_text())["status"] == "interrupted"

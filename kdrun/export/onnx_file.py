@@ -1,6 +1,7 @@
 """An ONNX model: for onnxruntime and whatever else reads it, on servers, in browsers. Any number of images at once."""
 
 import tempfile
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,25 @@ def made(whole: Whole, quantize: str, calibration: np.ndarray) -> bytes:
     images of `calibration`, uint8 [n, height, width, channels], as operations between QuantizeLinear and
     DequantizeLinear.
     """
+    import onnx
+
+    content = _in_floats(whole)
+    if quantize == "float16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        halves = convert_float_to_float16(onnx.load_from_string(content), keep_io_types=True)
+        return halves.SerializeToString(deterministic=True)
+    return content if quantize == "none" else _quantised(content, quantize, calibration)
+
+
+@lru_cache(maxsize=1)
+def _in_floats(whole: Whole) -> bytes:
+    """The network as it is, which all the others are made of."""
     import tf2onnx
 
     graph = whole.graph(None)
     model, _ = tf2onnx.convert.from_function(graph, graph.input_signature, opset=_OPSET)
     _rename(model.graph, whole.output)
-    if quantize == "float16":
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        model = convert_float_to_float16(model, keep_io_types=True)
-    if quantize in ("dynamic", "int8"):
-        return _quantised(model, quantize, calibration)
     return model.SerializeToString(deterministic=True)
 
 
@@ -55,8 +64,7 @@ def _rename(graph: Any, output: str) -> None:
     graph.initializer.extend(kept)
 
 
-def _quantised(model: Any, quantize: str, calibration: np.ndarray) -> bytes:
-    import onnx
+def _quantised(content: bytes, quantize: str, calibration: np.ndarray) -> bytes:
     from onnxruntime import quantization
 
     class Calibration(quantization.CalibrationDataReader):
@@ -68,7 +76,7 @@ def _quantised(model: Any, quantize: str, calibration: np.ndarray) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         before, after = (str(Path(folder, name)) for name in ("before.onnx", "after.onnx"))
-        onnx.save(model, before)
+        Path(before).write_bytes(content)
         weights = {"per_channel": True, "weight_type": quantization.QuantType.QInt8}
         if quantize == "dynamic":
             quantization.quantize_dynamic(before, after, **weights)

@@ -52,9 +52,11 @@ def pareto(rows: Sequence[Row]) -> Figure:
             axes.annotate(text, (cost, accuracy), xytext=(6, 4), textcoords="offset points", fontsize=7)
         best = _unbeaten(costs, accuracies)
         axes.plot(*zip(*best, strict=True), color="grey", linewidth=0.8, zorder=0, drawstyle="steps-post")
+        axes.margins(x=0.18, y=0.12)
         if max(costs) > 10 * min(costs):
             axes.set_xscale("log")
-        axes.margins(x=0.18, y=0.12)
+        else:
+            axes.set_xlim(left=0)  # so that twice as long looks so
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("test accuracy, %")

@@ -19,11 +19,15 @@ startup.load_tensorflow()
 pytestmark = pytest.mark.slow
 
 NETS = {
-    "densenet_12": ["model@student.model=densenet_12", "data.image_size=32"],
+    "densenet_12": ["model@student.model=densenet_12", "student.model.blocks=[2,3,3,2]", "data.image_size=32"],
     "resnet8": ["model@student.model=resnet", "student.model.depth=8"],
     "mobilenet_v2": ["model@student.model=mobilenet_v2"],
     "mlp": ["model@student.model=mlp", "student.model.hidden_units=[32]"],
-    "application": ["model@student.model=application", "student.model.architecture=MobileNetV3Small"],
+    "application": [
+        "model@student.model=application",
+        "student.model.architecture=MobileNetV3Small",
+        "data.image_size=32",
+    ],
     "plug-in": ["model@student.model=my_net"],
 }
 MOST = {"none": 1e-4, "float16": 1e-2, "dynamic": 0.3, "int8": 0.6}  # of probabilities

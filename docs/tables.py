@@ -37,6 +37,8 @@ def keys_page() -> str:
     of_kd = read(CONF / "objective/kd.yaml")
     parts += [_heading("objective"), _table(weight, {key: of_kd[key.replace("NAME", "kd")] for key in weight})]
     parts += _options("objective", "objective.{name}.", "", {})
+    own = {"objective.module": rules.Path, "objective.own.layers": rules.Layers}
+    parts += ["### objective=own\n", _table(own, read(CONF / "objective/own.yaml"))]
     schedule = dict(_leaves(Schedule, "optimizer."))
     of_adam = {f"optimizer.{key}": each for key, each in read(CONF / "optimizer/adam.yaml").items()}
     parts += [_heading("optimizer"), _table(schedule, of_adam)]
@@ -57,6 +59,7 @@ _MORE = {  # what a section says before its table
     "objective": "[What the student is asked to match](objectives.md). NAME is the objective's.",
     "optimizer": "[Optimizers](training.md#optimizers). A role's own, as `student.optimizer`, follow these.",
     "model": "[Nets](models.md). Of `teacher.model` and `student.model`, as `student.model.depth=8`.",
+    "tracker": "Who follows a training run; `tracker=[]` is nobody. A run that goes on may have others.",
     "stage": "[Stages](first-steps.md#stages) that have keys of their own.",
 }
 

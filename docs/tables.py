@@ -25,14 +25,15 @@ BEGIN, END = "<!-- written by docs/tables.py -->\n", "<!-- end of what docs/tabl
 
 def keys_page() -> str:
     """The text of keys.md: of every key its type, what it may be, its default and its meaning."""
-    found = read(CONF / "config.yaml") | {f"data.{key}": value for key, value in read(CONF / "data/mnist.yaml").items()}
+    of_mnist = {f"data.{key}": value for key, value in read(CONF / "data/mnist.yaml").items() if key != "name"}
+    found = read(CONF / "config.yaml") | of_mnist
     common = {key: each for key, each in (*_leaves(Config, ""), *_leaves(Data, "data.")) if key != "stage"}
     parts = [_INTRODUCTION, _groups()]
     for section in dict.fromkeys(key.rpartition(".")[0].split(".")[0] for key in common):
         rows = {key: each for key, each in common.items() if key.rpartition(".")[0].split(".")[0] == section}
         parts += [_heading(section or "Of every command"), _table(rows, found)]
         if section == "data":
-            parts += _options("data", "data.", "data.", common)
+            parts += _options("data", "data.", "data.", found)
     weight = {f"objective.NAME.{key}": each for key, each in _leaves(Weight, "")}
     of_kd = read(CONF / "objective/kd.yaml")
     parts += [_heading("objective"), _table(weight, {key: of_kd[key.replace("NAME", "kd")] for key in weight})]
@@ -42,10 +43,10 @@ def keys_page() -> str:
     schedule = dict(_leaves(Schedule, "optimizer."))
     of_adam = {f"optimizer.{key}": each for key, each in read(CONF / "optimizer/adam.yaml").items()}
     parts += [_heading("optimizer"), _table(schedule, of_adam)]
-    parts += _options("optimizer", "optimizer.", "optimizer.", schedule)
+    parts += _options("optimizer", "optimizer.", "optimizer.", {key: of_adam[key] for key in schedule})
     parts += [_heading("model"), *_options("model", "model.", "model.", {})]
     parts += [_heading("tracker"), *_options("tracker", "tracker.{name}.", "", {})]
-    parts += [_heading("stage"), *_options("stage", "", "", common)]
+    parts += [_heading("stage"), *_options("stage", "", "", found)]
     return "\n".join(parts)
 
 
@@ -108,17 +109,18 @@ def _commented(node: yaml.Node, text: str, prefix: str) -> Iterator[tuple[str, t
             yield name, (text[start.index : end.index], beside or " ".join(each.strip()[2:] for each in above[::-1]))
 
 
-def _options(kind: str, prefix: str, of_file: str, common: dict[str, Any]) -> Iterator[str]:
-    """For each name of a kind: a table of the keys that are its own."""
+def _options(kind: str, prefix: str, of_file: str, usual: dict[str, tuple[str, str]]) -> Iterator[str]:
+    """For each name of a kind: the usual keys that have another default with it, and a table of its own keys."""
     for name in registry.names(kind):
-        entry = registry.get(kind, name)
         path = CONF / kind / f"{name}.yaml"
-        start = prefix.format(name=name)
-        rows = dict(_of_entry(entry, start))
-        rows = {key: each for key, each in rows.items() if key not in common}
-        if rows and path.exists():
-            found = {of_file + key: each for key, each in read(path).items()}
-            yield f"### {kind}={name}\n\n{_table(rows, found)}"
+        found = {of_file + key: each for key, each in read(path).items()} if path.exists() else {}
+        own = _of_entry(registry.get(kind, name), prefix.format(name=name))
+        rows = {key: each for key, each in own if key not in usual and key in found}
+        others = [f"`{key}={found[key][0]}`" for key in usual if key in found and found[key][0] != usual[key][0]]
+        if rows or others:
+            yield f"### {kind}={name}\n"
+            yield from [f"Sets {', '.join(others)}.\n"] if others else []
+            yield from [_table(rows, found)] if rows else []
 
 
 def _of_entry(entry: registry.Entry, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -164,7 +166,7 @@ def allowed(annotation: Any) -> str:
     said = [first, *(each for each in dict.fromkeys((of_list, *others)) if not first.startswith(each))]
     if not _refusal(rule, "auto") and _refusal(rule, "nonsense"):
         said.append("auto")
-    if not _refusal(rule, None) and not any("null" in words for words in said):
+    if not _refusal(rule, None) and not any("null" in each for each in said):
         said.append("null")
     return "; or ".join(said)
 
@@ -229,7 +231,7 @@ _INTRODUCTION = f"""# Every key
 Each can be set on the command line, `kdrun temperature=4 student.model.growth_rate=8`, or in a preset. `kdrun --cfg
 job` prints those of a command with their values. A value that is not allowed is refused before anything is made.
 Defaults are those of `conf/`: `${{batch_size}}` is the value of that key, `???` must be given; a preset, an objective
-and a control bring others.
+and a control set others.
 """
 
 

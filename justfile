@@ -12,5 +12,9 @@ types:
 # on an idle machine
 bench:
     .venv/bin/python benchmarks/startup.py
+# writes the tables of keys and objectives, then the site into build/site; needs pip install -e '.[docs]' -c constraints.txt
+docs:
+    .venv/bin/python docs/tables.py
+    .venv/bin/sphinx-build -W --keep-going -q docs build/site
 ci:
     .ci/run

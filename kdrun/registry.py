@@ -62,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Model(Entry):
-    """A net: (inputs, num_classes, *, its keys) -> logits.
+    """A net: `(inputs, num_classes, *, its keys) -> logits`.
 
     `features` are the layers that objectives may name, in order: name -> the layer whose output it is; `maps` which of
     them are maps (None: not said), the others being vectors; `smallest_image_size` is in pixels a side. Each is a value
@@ -88,7 +88,7 @@ class Model(Entry):
 
 @dataclass(frozen=True)
 class Objective(Entry):
-    """What a student is to match: (batch, *, its keys) -> float32 scalar; see kdrun.objectives.batch.
+    """What a student is to match: `(batch, *, its keys) -> float32 scalar`; see kdrun.objectives.batch.
 
     `compares`: maps where its layers must be maps, one_kind where both sides' must be of one kind.
     """
@@ -102,12 +102,12 @@ class Objective(Entry):
 
 @dataclass(frozen=True)
 class DataSource(Entry):
-    """Images with labels: (*, keys of its group) -> kdrun.data.source.Source."""
+    """Images with labels: `(*, keys of its group) -> kdrun.data.source.Source`."""
 
 
 @dataclass(frozen=True)
 class Optimizer(Entry):
-    """(*, its keys) -> a tf_keras optimizer whose update is elementwise.
+    """`(*, its keys) -> a tf_keras optimizer` whose update is elementwise.
 
     `compiles(keys)`: XLA can compile the update, and makes it faster.
     """
@@ -117,12 +117,12 @@ class Optimizer(Entry):
 
 @dataclass(frozen=True)
 class Tracker(Entry):
-    """(*, its keys) -> kdrun.tracking.tracker.Tracker, which is told of a training run."""
+    """`(*, its keys) -> kdrun.tracking.tracker.Tracker`, which is told of a training run."""
 
 
 @dataclass(frozen=True)
 class Stage(Entry):
-    """A verb: (config, run_dir, *, its own keys) -> results.
+    """A verb: `(config, run_dir, *, its own keys) -> results`.
 
     `check(config, overrides)` raises InputError before anything is made. `identity(config)` is all that the result
     depends on, of a stage whose runs can be gone on with, and found again. `role` is whose images it sees, teacher or
@@ -170,7 +170,7 @@ _entries: dict[tuple[str, str], Entry] = {}
 
 
 def register(kind: str, name: str, /, **facts: Any) -> Callable[[Callable], Callable]:
-    """Decorator: make a function what `name` stands for among `kind`s; `facts` are the fields of the kind's entry.
+    """Decorator: make a function what `name` stands for among those of a `kind`; `facts` are fields of its entry.
 
     Raises InputError for a kind or a fact that there is not, and for a name that is taken.
     """

@@ -67,7 +67,7 @@ def own_keys(entry: registry.Entry, prefix: str = "") -> dict[str, Rule]:
     is annotated with what no rule is known for."""
     found: dict[str, Rule] = {}
     for name, parameter in parameters(entry).items():
-        annotation = _annotation(entry, parameter)
+        annotation = annotation_of(entry, parameter)
         if is_typeddict(annotation):
             found |= _leaves(annotation, f"{prefix}{name}.")
         elif annotation is parameter.empty:
@@ -337,7 +337,7 @@ def _leaves(cls: Any, prefix: str) -> dict[str, Rule]:
     return found
 
 
-def _annotation(entry: registry.Entry, parameter: inspect.Parameter) -> Any:
+def annotation_of(entry: registry.Entry, parameter: inspect.Parameter) -> Any:
     annotation = parameter.annotation
     if not isinstance(annotation, str):
         return annotation

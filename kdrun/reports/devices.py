@@ -56,7 +56,8 @@ def pareto(rows: Sequence[Row]) -> Figure:
         if max(costs) > 10 * min(costs):
             axes.set_xscale("log")
         else:
-            axes.set_xlim(left=0)  # so that twice as long looks so
+            axes.set_xlim(0, 1.3 * max(costs))  # from zero, so that twice as long looks so
+            axes.locator_params("x", nbins=5)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("test accuracy, %")

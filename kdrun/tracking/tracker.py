@@ -32,37 +32,37 @@ class Run:
     """Facts of a training run, known before its first step."""
 
     run_dir: Path
-    title: str  # its stage
-    started: datetime  # with its offset from UTC
-    epochs: int  # at most: patience may end it before
+    title: str  #: its stage
+    started: datetime  #: with its offset from UTC
+    epochs: int  #: at most: patience may end it before
     steps_per_epoch: int
     batch_size: int
-    config: Mapping  # all of it, as plain values
-    hyperparameters: Mapping  # the few that tell runs apart: numbers and texts by name
-    step: int = 0  # steps done before; above 0 in a run that goes on
-    epoch: int = 0  # epochs validated before
+    config: Mapping  #: all of it, as plain values
+    hyperparameters: Mapping  #: the few that tell runs apart: numbers and texts by name
+    step: int = 0  #: steps done before; above 0 in a run that goes on
+    epoch: int = 0  #: epochs validated before
 
 
 @dataclass(frozen=True)
 class Steps:
     """One call of the compiled steps: about a quarter of a second."""
 
-    step: int  # steps done
-    count: int  # of which in this call
-    latest: Mapping[str, float]  # the last one's metrics: loss, cross_entropy, accuracy, distillation_loss, objectives
-    images_per_second: float  # in steady state
+    step: int  #: steps done
+    count: int  #: of which in this call
+    latest: Mapping[str, float]  #: the last one's metrics: loss, cross_entropy, accuracy, distillation_loss, objectives
+    images_per_second: float  #: in steady state
 
 
 @dataclass(frozen=True)
 class Epoch:
     """An epoch and its validation."""
 
-    number: int  # from 1
-    step: int  # steps done
-    train: Mapping[str, float]  # means of the steps' metrics, the learning rate and what else changes over training
-    validation: Mapping[str, float]  # see metrics.evaluate
-    best: int  # the epoch with the best weights so far
-    model: "tf_keras.Model"  # as it is now; its weights are its variables
+    number: int  #: from 1
+    step: int  #: steps done
+    train: Mapping[str, float]  #: means of the steps' metrics, the learning rate and what else changes over training
+    validation: Mapping[str, float]  #: see metrics.evaluate
+    best: int  #: the epoch with the best weights so far
+    model: "tf_keras.Model"  #: as it is now; its weights are its variables
     images_per_second: float
 
 
@@ -70,9 +70,9 @@ class Epoch:
 class End:
     """The test set's verdict, at the very end."""
 
-    step: int  # steps done
-    test: Mapping[str, Mapping[str, float]]  # metrics of the `best` weights and of the `last`
-    pictures: Mapping[str, np.ndarray]  # uint8 [height, width, 3]
+    step: int  #: steps done
+    test: Mapping[str, Mapping[str, float]]  #: metrics of the `best` weights and of the `last`
+    pictures: Mapping[str, np.ndarray]  #: uint8 [height, width, 3]
 
 
 class Tracker:
@@ -81,8 +81,8 @@ class Tracker:
     What a method raises ends the run, but for an OSError of `close`.
     """
 
-    STATE: ClassVar[Any] = None  # the form (see storage.forms) of what `state` gives; None: no state
-    files: tuple[str, ...] = ()  # written below the run directory, for the record to have the sums of at the end
+    STATE: ClassVar[Any] = None  #: the form (see storage.forms) of what `state` gives; None: no state
+    files: tuple[str, ...] = ()  #: written below the run directory, for the record to have the sums of at the end
 
     def restore(self, values: Any) -> None:
         """Take what `state` gave when the training state was saved that a run goes on from; before `start`."""

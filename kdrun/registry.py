@@ -117,7 +117,12 @@ class Optimizer(Entry):
 
 @dataclass(frozen=True)
 class Tracker(Entry):
-    """`(*, its keys) -> kdrun.tracking.tracker.Tracker`, which is told of a training run."""
+    """`(*, its keys) -> kdrun.tracking.tracker.Tracker`, which is told of a training run.
+
+    `check(keys)` raises InputError, before anything is made, where it cannot be.
+    """
+
+    check: Callable[[Keys], None] = lambda keys: None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ _NOT_THE_JOBS = (
     "plugins",
     "workers",
     "print",
+    "tracker.mlflow.uri",
+    "tracker.mlflow.wait_seconds",
 )
 _ASIDE = re.compile(r"\.damaged(-\d+)?$")  # see manifest.set_aside; a job's own name ends with a hash
 _NOTES = ".jobs"  # folder of a sweep, while it runs

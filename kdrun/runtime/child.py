@@ -62,19 +62,31 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.close()
+
+    def kill(self) -> None:
+        """End the process, and those that it has started; whoever asks it in another thread gets Lost."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def close(self) -> None:
+        """Let go of what an ended process has left."""
         for stream in (*self._streams, self._said):
             with suppress(OSError):
                 stream.close()
 
-    def ask(self, told: Mapping[str, Any], payload: bytes = b"", seconds: float = math.inf) -> Answer:
+    def ask(
+        self, told: Mapping[str, Any], payload: bytes = b"", seconds: float = math.inf, heeds_signals: bool = True
+    ) -> Answer:
         """What the child answers. Raises the KdrunError that it ended with, Lost where it is gone or has not answered
-        after so many seconds, and Stopped after a signal to this process."""
+        after so many seconds, and with `heeds_signals` Stopped after a signal to this process."""
         line = json.dumps({"told": dict(told), "bytes": len(payload)}).encode() + b"\n"
         try:
-            answer, found = self._exchange([memoryview(line), memoryview(payload)], time.monotonic() + seconds)
+            answer, found = self._exchange(
+                [memoryview(line), memoryview(payload)], time.monotonic() + seconds, heeds_signals
+            )
         except TimeoutError as error:
             raise Lost(f"has not answered in {seconds:g} s") from error
         except (OSError, EOFError) as error:
@@ -83,14 +95,15 @@ class Child:
             raise errors.rebuilt(answer["error"])
         return answer["told"], found
 
-    def _exchange(self, unsent: list[memoryview], deadline: float) -> Answer:
+    def _exchange(self, unsent: list[memoryview], deadline: float, heeds_signals: bool) -> Answer:
         to_child, from_child = self._streams
         received, header = bytearray(), None
         with selectors.DefaultSelector() as selector:
             selector.register(to_child, selectors.EVENT_WRITE)
             selector.register(from_child, selectors.EVENT_READ)
             while header is None or len(received) < header["bytes"]:
-                signals.check()
+                if heeds_signals:
+                    signals.check()
                 if time.monotonic() > deadline:
                     raise TimeoutError
                 for key, _ in selector.select(0.2):

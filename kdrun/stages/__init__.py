@@ -49,6 +49,10 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
             f"export.format={config['export']['format']} is for stage {', '.join(exporting)}. Leave it out, and export "
             "the run afterwards: kdrun stage=export run=RUN_DIRECTORY."
         )
+    for name, keys in config["tracker"].items():
+        tracker = registry.get("tracker", name)
+        with tracker.explained():
+            tracker.check(keys)
     with entry.explained():
         entry.check(config, overrides)
     directory.check_writable("outputs", Path(config["outputs"]) / config["stage"])

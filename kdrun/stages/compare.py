@@ -1,6 +1,7 @@
 """Comparison of runs that are there: did distilling help? Nothing is computed anew."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from kdrun import stages
@@ -8,7 +9,9 @@ from kdrun.config import rules
 from kdrun.config.schema import ONE_JOB, shared
 from kdrun.registry import register
 from kdrun.runs import directory
+from kdrun.runs import record as records
 from kdrun.runs.recording import recording
+from kdrun.tracking import tracker as tracking
 
 
 def check(config: Mapping, overrides: Sequence[str]) -> None:
@@ -38,4 +41,14 @@ def compared(config: Mapping, places, run_dir: Path, table: bool = True) -> dict
 
     margin = config["compare"]["margin"] / 100
     earlier = looks.earlier(config["outputs"], run_dir)
-    return comparison.report(gathering.frame(*places), run_dir, margin, earlier, table, config["data"])
+    results = comparison.report(gathering.frame(*places), run_dir, margin, earlier, table, config["data"])
+    _tell_trackers(config, run_dir)
+    return results
+
+
+def _tell_trackers(config: Mapping, run_dir: Path) -> None:
+    started = datetime.fromisoformat(records.read(run_dir)["started"])
+    run = tracking.Run(run_dir, config["stage"], started, 0, 0, 0, config, {})
+    written = {name: run_dir / name for name in ("report.html", "comparison.csv", "comparison.json")}
+    for tracker in tracking.chosen(config["tracker"]).values():
+        tracker.report(run, written)

@@ -4,4 +4,5 @@ ENTRIES = {  # name -> the module that registers it
     "terminal": ".terminal",
     "jsonl": ".jsonl",
     "tensorboard": ".tensorboard",
+    "mlflow": ".mlflow",
 }

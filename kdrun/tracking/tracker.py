@@ -99,6 +99,9 @@ class Tracker:
     def end(self, end: End) -> None:
         """Note what training came to. Not called in a run that is interrupted or fails."""
 
+    def report(self, run: Run, written: Mapping[str, Path]) -> None:
+        """Note a comparison, whose run trains nothing: its page and tables, by name. Nothing else is called."""
+
     def state(self) -> Any:
         """What `restore` needs in another process, as JSON has it and in the form STATE; None for nothing."""
         return None

@@ -5,4 +5,5 @@ ENTRIES = {  # name -> the module that registers it
     "jsonl": ".jsonl",
     "tensorboard": ".tensorboard",
     "mlflow": ".mlflow",
+    "wandb": ".wandb",
 }

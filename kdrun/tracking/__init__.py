@@ -6,4 +6,5 @@ ENTRIES = {  # name -> the module that registers it
     "tensorboard": ".tensorboard",
     "mlflow": ".mlflow",
     "wandb": ".wandb",
+    "trackio": ".trackio",
 }

@@ -40,6 +40,11 @@ _NOT_THE_JOBS = (
     "print",
     "tracker.mlflow.uri",
     "tracker.mlflow.wait_seconds",
+    "tracker.wandb.mode",
+    "tracker.wandb.folder",
+    "tracker.wandb.wait_seconds",
+    "tracker.trackio.folder",
+    "tracker.trackio.wait_seconds",
 )
 _ASIDE = re.compile(r"\.damaged(-\d+)?$")  # see manifest.set_aside; a job's own name ends with a hash
 _NOTES = ".jobs"  # folder of a sweep, while it runs

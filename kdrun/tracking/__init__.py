@@ -5,4 +5,6 @@ ENTRIES = {  # name -> the module that registers it
     "jsonl": ".jsonl",
     "tensorboard": ".tensorboard",
     "mlflow": ".mlflow",
+    "wandb": ".wandb",
+    "trackio": ".trackio",
 }

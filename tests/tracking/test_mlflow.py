@@ -4,14 +4,12 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
+from followed import STEPS, an_epoch, facts, finished, hangs, serving, wait_for
 from held import bits
 from tiny_images import write
 
@@ -20,13 +18,10 @@ from kdrun.registry import register
 from kdrun.runs import record as runs
 from kdrun.runtime import tensorflow as startup
 from kdrun.tracking import aside
-from kdrun.tracking.tracker import Run, Tracker, Trackers, chosen
+from kdrun.tracking.tracker import Tracker, Trackers, chosen
 
 pytest.importorskip("mlflow", reason="needs the extra mlflow")
 startup.load_tensorflow()
-
-STEPS = 11
-LATEST = {"loss": 0.0, "accuracy": 0.0}
 
 
 @register("tracker", "stopped_once")
@@ -141,24 +136,9 @@ def test_a_run_that_goes_on_is_the_same_tracked_run_with_the_same_bits(tmp_path,
 # What the tool does, told without a network that is trained
 
 
-def facts(folder: Path) -> Run:
-    started = datetime(2026, 1, 1, tzinfo=UTC)
-    return Run(folder / "outputs/student/run", "student", started, 3, STEPS, 7, {"outputs": f"{folder}/outputs"}, {})
-
-
 def following(folder: Path, uri: str, seconds: float = 60.0) -> Trackers:
     keys = {"uri": uri, "experiment": "kdrun", "wait_seconds": seconds}
     return Trackers(facts(folder), chosen({"mlflow": keys}))
-
-
-def an_epoch(trackers: Trackers, number: int) -> None:
-    trackers.steps(LATEST, STEPS)
-    trackers.epoch(number, {"loss": 1 / number}, {"accuracy": 0.5, "errors": 3}, 1, None)
-
-
-def finished(trackers: Trackers) -> None:
-    pixels = np.zeros((2, 2, 3), np.uint8)
-    trackers.end({"best": {"accuracy": 0.8}, "last": {"accuracy": 0.7}}, {"confusion_matrix": pixels})
 
 
 def test_points_after_the_last_saved_state_and_points_that_were_lost_are_there_once(tmp_path, client):
@@ -196,42 +176,6 @@ def test_a_state_of_another_form_is_refused(tmp_path):
         assert "trackers.mlflow" in trackers.wrong(whole | {"trackers": {"mlflow": each}}, 3, 0)
 
 
-@pytest.fixture
-def server():
-    """The address of a server that does with a connection what it is given, and how many connections there were."""
-    sockets, asked = [], []
-
-    def serving(does) -> tuple[str, list]:
-        listening = socket.create_server(("127.0.0.1", 0))
-        sockets.append(listening)
-
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = listening.accept()
-                except OSError:
-                    return
-                sockets.append(connection)
-                asked.append(connection)
-                does(connection, listening)
-
-        threading.Thread(target=accept, daemon=True).start()
-        return f"http://127.0.0.1:{listening.getsockname()[1]}", asked
-
-    yield serving
-    for each in sockets:
-        each.close()
-
-
-def wait_for(asked: list) -> None:
-    while not asked:
-        time.sleep(0.05)
-
-
-def hangs(connection, listening):
-    """It takes what is asked, and never answers."""
-
-
 def dies(connection, listening):
     """It is gone in the middle of its first answer."""
     connection.recv(100)
@@ -252,9 +196,8 @@ def refuses(connection, listening):
     ("does", "seconds", "said"),
     [(hangs, 1.0, "has not taken all"), (dies, 60.0, "127.0.0.1"), (refuses, 60.0, "not for you")],
 )
-def test_a_server_that_does_not_work_is_one_line(does, seconds, said, server, tmp_path, caplog, in_time):
-    uri, asked = server(does)
-    with following(tmp_path, uri, seconds) as trackers:
+def test_a_server_that_does_not_work_is_one_line(does, seconds, said, tmp_path, caplog, in_time):
+    with serving(does) as (uri, asked), following(tmp_path, uri, seconds) as trackers:
         trackers.start(None)
         while does is not hangs and not trackers._trackers["mlflow"]._teller._trouble:
             time.sleep(0.05)
@@ -278,9 +221,8 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path, caplog, in_time):
     assert "Connection refused" in line
 
 
-def test_a_process_that_is_killed_is_one_line(server, tmp_path, caplog, in_time):
-    uri, asked = server(hangs)
-    with following(tmp_path, uri) as trackers:
+def test_a_process_that_is_killed_is_one_line(tmp_path, caplog, in_time):
+    with serving(hangs) as (uri, asked), following(tmp_path, uri) as trackers:
         trackers.start(None)
         wait_for(asked)
         os.kill(trackers._trackers["mlflow"]._teller._child._process.pid, signal.SIGKILL)
@@ -290,10 +232,9 @@ def test_a_process_that_is_killed_is_one_line(server, tmp_path, caplog, in_time)
     assert "its process was ended by SIGKILL" in line
 
 
-def test_what_waits_for_a_server_is_bounded(server, tmp_path, caplog, monkeypatch, in_time):
+def test_what_waits_for_a_server_is_bounded(tmp_path, caplog, monkeypatch, in_time):
     monkeypatch.setattr(aside, "_MOST_WAITING", 2)
-    uri, _ = server(hangs)
-    with following(tmp_path, uri, 0.0) as trackers:
+    with serving(hangs) as (uri, _), following(tmp_path, uri, 0.0) as trackers:
         trackers.start(None)
         for number in range(1, 6):
             an_epoch(trackers, number)

@@ -334,7 +334,7 @@ def test_histograms_follow_their_key_in_a_run_that_goes_on(interrupted, tmp_path
     ("given", "said"),
     [
         ("tracker=bogus", "there is no such tracker. Allowed: jsonl, "),
-        ("tracker=null", "a choice cannot be null. Allowed: jsonl, mlflow, tensorboard, terminal"),
+        ("tracker=null", "a choice cannot be null. Allowed: jsonl, mlflow, tensorboard, terminal, trackio, wandb"),
         ("tracker.terminal=5", "tracker.terminal must be without keys of its own, got 5"),
         ("+tracker.mine=5", "tracker.mine: there is no such key"),
         ("tracker.tensorboard.histograms=3", "must be true or false"),

@@ -70,7 +70,7 @@ IDENTITY = {
     "optimizer?": {**NAMED, "schedule?": word},
     "temperature?": amount,
     "alpha?": fraction,
-    "teachers?": {"shuffle": word},
+    "teachers?": (count, word, {"shuffle": word}),  # of several parts: how many are trained
     "grown_from?": [count],
     "format?": count,
     "code?": {str: sha256},

@@ -49,6 +49,7 @@ def compared(config: Mapping, places, run_dir: Path, table: bool = True) -> dict
 def _tell_trackers(config: Mapping, run_dir: Path) -> None:
     started = datetime.fromisoformat(records.read(run_dir)["started"])
     run = tracking.Run(run_dir, config["stage"], started, 0, 0, 0, config, {})
-    written = {name: run_dir / name for name in ("report.html", "comparison.csv", "comparison.json")}
+    names = ("report.html", "comparison.csv", "comparison.json")  # which there are not where nothing can be used
+    written = {name: run_dir / name for name in names if (run_dir / name).exists()}
     for tracker in tracking.chosen(config["tracker"]).values():
         tracker.report(run, written)

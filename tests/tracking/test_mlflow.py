@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -111,6 +112,16 @@ def test_a_comparison_is_a_run_with_its_page(sweep, client, tmp_path):
     assert run.info.run_name == f"compare {run_dir.name}" and run.info.status == "FINISHED"
     page = client.download_artifacts(run.info.run_id, "report.html")
     assert Path(page).read_bytes() == (run_dir / "report.html").read_bytes()
+
+
+def test_a_comparison_of_nothing_that_can_be_used_is_tracked_without_a_page(sweep, tmp_path, client):
+    changed = tmp_path / "changed"
+    shutil.copytree(sweep[1][0], changed)
+    (changed / "predictions/test.npz").write_bytes(b"")
+    assert main(["stage=compare", f"runs={changed}", f"outputs={tmp_path}", "tracker=[mlflow]"]) == 0
+    assert not list(tmp_path.glob("compare/*/report.html"))
+    (run,) = tracked(client(tmp_path / "mlflow"))
+    assert run.info.status == "FINISHED"
 
 
 def test_a_run_that_goes_on_is_the_same_tracked_run_with_the_same_bits(tmp_path, client):

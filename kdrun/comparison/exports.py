@@ -56,7 +56,7 @@ def rows(table: pd.DataFrame) -> list[Row]:
     if exports.empty or "kind" not in table:
         return []
     networks = {str(Path(row["run"]).resolve()): row for _, row in table[table["kind"].notna()].iterrows()}
-    found: list[Row] = []
+    files: dict[tuple[str, str], Row] = {}  # by network and name: of one that was exported again, the last
     taught_by: dict[str, None] = {}
     for export in exports["run"]:
         results = runs.read(export)["results"]
@@ -66,9 +66,9 @@ def rows(table: pd.DataFrame) -> list[Row]:
         if network is None:
             continue
         taught_by |= dict.fromkeys(str(Path(each).resolve()) for each in network["teacher"])
-        found += [_of_file(each, network) for each in results["exports"]]
+        files |= {(network["run"], each["file"]): _of_file(each, network) for each in results["exports"]}
     order = {kind: number for number, kind in enumerate((ALONE, DISTILLED))}
-    found.sort(key=lambda row: order.get(row.kind, len(order)))
+    found = sorted(files.values(), key=lambda row: order.get(row.kind, len(order)))
     return [_as_it_was(networks[each]) for each in taught_by if each in networks] + found
 
 

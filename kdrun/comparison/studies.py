@@ -19,15 +19,7 @@ from kdrun.comparison.kinds import ALONE, DISTILLED, TEACHER
 
 _SAME_SIZE = 0.01  # of the student's parameters, which a candidate may have more or fewer
 _FRESH = 3  # seeds that were not used to choose, so that they alone are tested
-_OF_STUDY = (
-    "format",
-    "model",
-    "data",
-    "dataset_sha256",
-    "num_classes",
-    "test_labels",
-    "quantize",
-)  # and code, and steps
+_OF_STUDY = ("format", "model", "data", "dataset_sha256", "num_classes", "test_labels", "quantize")  # code, steps, too
 _MOST_SAID = 5  # students alone that are no baseline
 _VERDICT = 3  # seeds, with fewer of which there is none
 

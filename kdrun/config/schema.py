@@ -338,6 +338,8 @@ def _leaves(cls: Any, prefix: str) -> dict[str, Rule]:
 
 
 def annotation_of(entry: registry.Entry, parameter: inspect.Parameter) -> Any:
+    """What a parameter of an entry's function is annotated with, as a value. Raises InputError where its module does
+    not know a name in it."""
     annotation = parameter.annotation
     if not isinstance(annotation, str):
         return annotation

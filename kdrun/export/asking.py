@@ -9,7 +9,7 @@ import numpy as np
 
 from kdrun.data.rows import Images
 from kdrun.errors import InputError, KdrunError, text
-from kdrun.export import facts, formats
+from kdrun.export import formats
 from kdrun.runtime import parallel, workers
 from kdrun.runtime.child import Child, Lost
 
@@ -31,16 +31,16 @@ class Runtime(NamedTuple):
 
 
 @contextmanager
-def asked(path: Path, threads: int | None = None, key: str = "file") -> Iterator[Runtime]:
-    """While inside, the runtime of an exported file, with so many threads; None: as many as there are cores.
+def asked(path: Path, quantize: str, threads: int | None = None, key: str = "file") -> Iterator[Runtime]:
+    """While inside, the runtime of an exported file, which is quantised so, with so many threads; None: one for each
+    core.
 
     Raises InputError, which begins with the `key`, for whatever goes wrong there, in one line.
     """
     # where ranges are found as images come, they are of all that come together: an answer is to be of one
-    batch_size = 1 if facts.read(path)["quantize"] == "dynamic" else AT_ONCE
+    batch_size = 1 if quantize == "dynamic" else AT_ONCE
     told: dict[str, Any] = {"kind": formats.of_file(path), "path": str(path.resolve()), "input": None}
-    told["batch_size"] = batch_size
-    told |= {"memory": workers.available_memory(), "threads": threads or parallel.cores()}
+    told |= {"batch_size": batch_size, "memory": workers.available_memory(), "threads": threads or parallel.cores()}
     with Child(_PROCESS, _ENVIRONMENT) as process:
 
         def ask(told: dict[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:

@@ -69,7 +69,7 @@ def _place(given: str) -> Path:
 def predictor(exported: Exported, threads: int) -> Iterator[Predictor]:
     """While inside, a file that is asked for probabilities as a run is; it is run in a process of its own, with so many
     threads. Raises InputError where it cannot be run."""
-    with asking.asked(exported.path, threads) as runtime:
+    with asking.asked(exported.path, exported.facts["quantize"], threads) as runtime:
 
         def ask(images: Images) -> np.ndarray:
             said = _checked(runtime.outputs(np.asarray(images)), exported)
@@ -89,7 +89,7 @@ def threads(given: int | str) -> int:
 def logits(exported: Exported, images: Images, threads: int) -> np.ndarray:
     """What it says of images, not empty, uint8 [n, height, width, channels]: logits, floats [n, classes]; of
     probabilities their logarithm. Raises InputError where it cannot be run."""
-    with asking.asked(exported.path, threads) as runtime:
+    with asking.asked(exported.path, exported.facts["quantize"], threads) as runtime:
         said = _checked(asking.of_all(runtime.outputs, images, "evaluating"), exported)
     return logarithm(said) if _gives_probabilities(exported) else said
 

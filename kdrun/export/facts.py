@@ -78,7 +78,7 @@ def attach_to_folder(folder: Path, facts: Mapping[str, Any]) -> None:
     extra = folder / _FOLDER
     extra.mkdir()
     files.write_bytes(extra / _LABELS, labels(facts["class_names"]))
-    files.write_bytes(extra / _NAME, _text(_sealed(facts, sum_of(folder))))
+    files.write_bytes(extra / _NAME, _text(_sealed(facts, _sum_of(folder))))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -141,12 +141,12 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     facts = json.loads(content)
     is_whole = {each.name for each in extra.iterdir()} == {_NAME, _LABELS} and _text(facts) == content
     is_whole = is_whole and files.read(extra / _LABELS) == labels(facts["class_names"])
-    if not is_whole or facts != _sealed(facts, sum_of(folder)):
+    if not is_whole or facts != _sealed(facts, _sum_of(folder)):
         raise ValueError("it is not what was written")
     return facts
 
 
-def sum_of(folder: Path) -> str:
+def _sum_of(folder: Path) -> str:
     """Of all that is in a SavedModel, its facts left out."""
     held = sorted(path for path in folder.rglob("*") if not path.is_dir() and path.parent != folder / _FOLDER)
     return manifest.digest({str(path.relative_to(folder)): files.sha256(path) for path in held})

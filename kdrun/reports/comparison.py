@@ -67,9 +67,8 @@ def report(
     if table and len(shown):
         log.info("\n%s", rows.text(shown))
     files = exports.rows(runs)
-    exported = exports.said(files, any(study.verdict == "helped" for study in judgement.studies))
-    for line in exported:
-        log.info("%s", line)
+    helped = any(study.verdict == "helped" for study in judgement.studies)
+    judgement = judgement._replace(notes=[*exports.said(files, helped), *judgement.notes])
     if files:
         log.info("\n%s", rows.text(devices.table(files)))
     drawn = _drawn(judgement, said, data) if len(shown) else None
@@ -80,17 +79,16 @@ def report(
         log.info("%s", note)
     for run, problem in problems.itertuples(index=False):
         log.info("not used: %s: %s", texts.one_line(run), problem)
-    verdict = _plain_verdict(judgement, said)
+    verdict = _plain_verdict(judgement, said, files)
     if drawn:
-        _write_tables({**verdict, "exports": _plain([row._asdict() for row in files])}, judgement.groups, shown, folder)
+        _write_tables(verdict, judgement.groups, shown, folder)
         classes.write_csv(by_class["table"], folder / "classes.csv")
         figures = _figures(drawn, judgement.runs, by_class["names"])
         figures |= {"devices": devices.pareto(files)} if files else {}
         _write_figures(figures, folder)
-        _write_page(runs, judgement, said, shown, figures, by_class, files, exported, folder / "report.html")
+        _write_page(runs, judgement, said, shown, figures, by_class, files, folder / "report.html")
         log.info("compare: %s", folder / "report.html")
-    told = {"notes": [*judgement.notes, *exported], "not_used": problems.to_dict("records")}
-    return {**verdict, **told, "exports": _plain([row._asdict() for row in files])}
+    return {**verdict, "notes": judgement.notes, "not_used": problems.to_dict("records")}
 
 
 def _problems(runs: pd.DataFrame) -> pd.DataFrame:
@@ -105,8 +103,8 @@ def _shown(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> pd.D
     return rows.table(judgement.groups, chosen, {one.digest: one.study for one in said})
 
 
-def _plain_verdict(judgement: studies.Judgement, said: Sequence[sentences.Said]) -> dict:
-    """The sentences, the studies behind them and the groups, as JSON takes them."""
+def _plain_verdict(judgement: studies.Judgement, said: Sequence[sentences.Said], files: Sequence[exports.Row]) -> dict:
+    """The sentences, the studies behind them, the groups and the exported files, as JSON takes them."""
     by_digest = {study.study: study for study in judgement.studies}
     told = []
     for one in said:
@@ -130,6 +128,7 @@ def _plain_verdict(judgement: studies.Judgement, said: Sequence[sentences.Said])
             "sentence": sentence or sentences.NOTHING,
             "studies": told,
             "groups": judgement.groups.to_dict("index"),
+            "exports": [row._asdict() for row in files],
         }
     )
 
@@ -264,7 +263,6 @@ def _write_page(
     figures: Collection[str],
     by_class: Mapping,
     files: Sequence[exports.Row],
-    exported: Sequence[str],
     path: Path,
 ) -> None:
     usable, problems = runs[runs["problem"] == ""], _problems(runs)
@@ -282,7 +280,7 @@ def _write_page(
         said=said or [sentences.Said("", "", sentences.NOTHING, [], [])],
         counts=f"{len(usable)} runs in {len(judgement.groups)} groups",
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
-        notes=[*exported, *judgement.notes],
+        notes=judgement.notes,
         by_class=by_class,
         names_of_kinds=NAMES,
         commands=page.commands(usable["command"]),

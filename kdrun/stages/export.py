@@ -113,7 +113,7 @@ def export(config: Mapping, run_dir: Path, *, run: rules.Path) -> dict:
         network, shown = checkpoint.load(network_of, "float32"), preparation.of_run(theirs)
         infer = compiled_inference(network, images.shape[1:], theirs["config"]["evaluation_batch_size"], shown)
         given = _Given(network_of, theirs, dataset, logits(infer, images), settings, config["plugins"])
-        files.write_bytes(run_dir / LABELS, facts.labels(_class_names(theirs)))
+        files.write_bytes(run_dir / LABELS, facts.labels(predictor.class_names(theirs)))
         exported, changed = [], []
         with _conversion(given) as ask:
             for target in formats.targets(settings["format"], settings["quantize"]):
@@ -155,10 +155,6 @@ def best_on_validation(table: "pd.DataFrame") -> str:
     return str(table.sort_values(order, ascending=[False, True, True]).iloc[0]["run"])
 
 
-def _class_names(record: Mapping[str, Any]) -> list[str]:
-    return list(record.get("class_names") or map(str, range(record["num_classes"])))
-
-
 def _facts(given: _Given, quantize: str, shape: Sequence[int | None]) -> dict[str, Any]:
     """What a file says of itself, plain values; see export.facts."""
     record = given.record
@@ -167,7 +163,7 @@ def _facts(given: _Given, quantize: str, shape: Sequence[int | None]) -> dict[st
         "kdrun": __version__,
         "run": record.get("fingerprint"),
         "dataset_sha256": record.get("dataset_sha256"),
-        "class_names": _class_names(record),
+        "class_names": predictor.class_names(record),
         "input": list(shape),
         "output": given.export["output"],
         "quantize": quantize,
@@ -204,7 +200,6 @@ def _made(target: Target, given: _Given, ask, run_dir: Path) -> tuple[dict[str, 
         has_floats = _converted(target, given, ask, temporary)
         held, latency, peak = _asked(target, given, temporary)
         _check(target, given, held.said)
-        size, sha256 = _size_and_sum(temporary)
         if path.is_dir():  # of an export that was killed, and goes on
             shutil.rmtree(path)
         temporary.replace(path)
@@ -217,7 +212,7 @@ def _made(target: Target, given: _Given, ask, run_dir: Path) -> tuple[dict[str, 
         temporary.unlink(missing_ok=True)
     if has_floats:
         log.warning("export: %s: some operations have no int8 kernel and stay floats", target.name)
-    found = {"file": target.name, "format": target.format, "quantize": target.quantize, "bytes": size, "sha256": sha256}
+    found = {"file": target.name, "format": target.format, "quantize": target.quantize, "bytes": _size(path)}
     found |= {"has_floats": has_floats, "parity": held.said, "latency": latency, "peak_memory": peak}
     return found, held
 
@@ -250,9 +245,9 @@ def _asked(target: Target, given: _Given, path: Path) -> tuple["Parity", dict[st
     from kdrun.export import parity  # and with it scipy, for who exports
 
     test, image = given.dataset.test, np.asarray(given.dataset.test.images[0])
-    with asking.asked(path, 1, "export") as runtime:
+    with asking.asked(path, target.quantize, 1, "export") as runtime:
         one = runtime.latency(image)
-    with asking.asked(path, None, "export") as runtime:
+    with asking.asked(path, target.quantize, None, "export") as runtime:
         all_ = runtime.latency(image)
         found = asking.of_all(runtime.outputs, test.images, f"asking {target.name}")
     if not np.isfinite(found).all():
@@ -286,12 +281,9 @@ def _check(target: Target, given: _Given, said: Mapping[str, Any]) -> None:
         )
 
 
-def _size_and_sum(path: Path) -> tuple[int, str]:
-    """Bytes of a file or folder, and a file's sha256, or of a folder one over the sums of what is in it."""
-    if path.is_dir():
-        size = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
-        return size, facts.sum_of(path)
-    return path.stat().st_size, files.sha256(path)
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all that is in a folder."""
+    return sum(each.stat().st_size for each in (path, *path.rglob("*")) if each.is_file())
 
 
 def _sums(names: Sequence[str], folder: Path) -> Iterator[tuple[str, str]]:
@@ -306,7 +298,7 @@ def _write_changed(
     changed: Sequence[tuple[str, "Parity"]], record: Mapping[str, Any], dataset: Dataset, run_dir: Path
 ) -> None:
     """changed.csv: a row for each file and each test image whose class it sees otherwise than the network."""
-    names, classes = datasets.whole(record["config"]["data"]).names[1], _class_names(record)
+    names, classes = datasets.whole(record["config"]["data"]).names[1], predictor.class_names(record)
     called = np.asarray(names, object)
 
     def write(path: str) -> None:

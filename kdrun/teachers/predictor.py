@@ -1,7 +1,7 @@
 """A network that is asked for probabilities: what all of them have in common, and a finished run's. Importable without
 TensorFlow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -88,8 +88,12 @@ def of_run(run_dir: Path) -> Predictor:
         said = metrics.check_finite(logits(compiled((height, width, channels)), images), f"by {run_dir}")
         return np.exp(metrics.log_softmax(said)).astype(np.float32)
 
-    classes = record.get("class_names") or [str(number) for number in range(record["num_classes"])]
-    return Predictor(classes, decoding, at_once, ask)
+    return Predictor(class_names(record), decoding, at_once, ask)
+
+
+def class_names(record: Mapping) -> list[str]:
+    """The classes that a run's network tells apart, in their order; numbers, of a run of before names were recorded."""
+    return list(record.get("class_names") or map(str, range(record["num_classes"])))
 
 
 def check(run_dir: Path) -> dict:

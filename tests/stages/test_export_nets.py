@@ -63,6 +63,6 @@ def test_a_net_is_exported_in_every_way(net, tmp_path):
     assert len(exported) == 9
     images = datasets.load(json.loads((run / "run.json").read_text())["config"]["data"]).test.images
     for each in exported:
-        with asking.asked(export / each["file"]) as runtime:
+        with asking.asked(export / each["file"], each["quantize"]) as runtime:
             found = runtime.outputs(np.asarray(images))
         assert np.abs(found - expected).max() <= MOST[each["quantize"]], each["file"]

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Full, Queue
 from threading import Event, Thread
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from kdrun.config.schema import flatten
 from kdrun.errors import InputError, KdrunError, text
@@ -33,12 +33,23 @@ _TRIED_AGAIN_AFTER = 5.0  # seconds
 _NOT_CURVES = ("count", "errors")
 
 
+class Tracked(NamedTuple):
+    """A run as a tool is to have it: an id of ours and its name; the sweep that it is a job of, if it is one, with an
+    id and a name of its own; all keys with their values; and the folder of all outputs."""
+
+    id: str
+    name: str
+    sweep: Mapping[str, str] | None
+    keys: Mapping[str, Any]
+    folder: str
+
+
 class Tool(Protocol):
     """A tool as its process knows it: what raises an error is said once and tried again, so each may come twice."""
 
     @property
     def begin(self) -> Callable[..., None]:
-        """Find the tracked run that has an id of ours, or make one; `Aside.start` says what it is told beside."""
+        """`(run: Tracked, *, its tracker's keys)`: find the tracked run that has this id, or make one."""
 
     def points(self, *, step: int, time: float, values: Mapping[str, float]) -> None:
         """Note numbers at a step, but for those that the tracked run has; `time` in seconds since 1970."""
@@ -55,7 +66,11 @@ def serve(tool: Tool) -> None:
     os.nice(10)  # training comes first
 
     def handle(told: Mapping[str, Any], payload: bytes) -> tuple[dict, bytes]:
-        about = {**told["about"], **({"content": payload} if told["what"] == "file" else {})}
+        about = dict(told["about"])
+        if told["what"] == "begin":
+            about["run"] = Tracked(**about["run"])
+        if told["what"] == "file":
+            about["content"] = payload
         try:
             getattr(tool, told["what"])(**about)
         except Exception as error:
@@ -108,16 +123,15 @@ class Aside(Tracker):
         """Have the tracked run begun, or gone on with: its name, all keys, and the sweep that it is a job of."""
         self._id = self._id or _id(f"{run.run_dir.resolve()} {run.started.isoformat()}")
         sweep = _sweep(run)
-        about = {
-            "id": self._id,
-            "name": f"{run.title} {run.run_dir.name}",
-            "sweep": sweep and {"id": _id(str(sweep.resolve())), "name": sweep.name},
-            "keys": {**dict(flatten(run.config)), **run.hyperparameters},
-            "folder": str(Path(run.config["outputs"]).resolve()),
-            **self._keys,
-        }
+        tracked = Tracked(
+            id=self._id,
+            name=f"{run.title} {run.run_dir.name}",
+            sweep=None if sweep is None else {"id": _id(str(sweep.resolve())), "name": sweep.name},
+            keys={**dict(flatten(run.config)), **run.hyperparameters},
+            folder=str(Path(run.config["outputs"]).resolve()),
+        )
         self._teller = _Teller(self._name, self._module, self._environment)
-        self._teller.tell("begin", about)
+        self._teller.tell("begin", {"run": tracked._asdict(), **self._keys})
         for point in self._points:
             self._teller.tell("points", point)
 

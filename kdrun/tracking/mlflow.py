@@ -43,30 +43,28 @@ def main() -> None:
 
 
 class _Tool:
-    def begin(
-        self, *, id: str, name: str, sweep: Mapping | None, keys: Mapping, folder: str, uri: str | None, experiment: str
-    ) -> None:
+    def begin(self, run: aside.Tracked, *, uri: str | None, experiment: str) -> None:
         """Find or make experiment, the sweep's run and the run; note the keys that it lacks: a param cannot change."""
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        self._client = client = MlflowClient(_address(uri or f"{folder}/mlflow"))
-        lock = Path(folder) / ".locks" / "mlflow.lock"
+        self._client = client = MlflowClient(_address(uri or f"{run.folder}/mlflow"))
+        lock = Path(run.folder) / ".locks" / "mlflow.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):  # jobs beside each other are of one experiment, and of one sweep
             found = client.get_experiment_by_name(experiment)
             self._experiment = found.experiment_id if found else client.create_experiment(experiment)
             tags = {}
-            if sweep:
-                tags["mlflow.parentRunId"], is_new = self._found_or_made(sweep["id"], sweep["name"], {})
+            if run.sweep:
+                tags["mlflow.parentRunId"], is_new = self._found_or_made(run.sweep["id"], run.sweep["name"], {})
                 if is_new:
                     client.set_terminated(tags["mlflow.parentRunId"])
-            self._run, is_new = self._found_or_made(id, name, tags)
+            self._run, is_new = self._found_or_made(run.id, run.name, tags)
         self._steps: dict[str, set[int]] | None = {} if is_new else None
-        run = client.get_run(self._run)
-        if run.info.status != "RUNNING":
+        tracked = client.get_run(self._run)
+        if tracked.info.status != "RUNNING":
             client.update_run(self._run, status="RUNNING")
-        missing = [Param(key, _shown(value)) for key, value in keys.items() if key not in run.data.params]
+        missing = [Param(key, _shown(value)) for key, value in run.keys.items() if key not in tracked.data.params]
         for first in range(0, len(missing), _AT_ONCE):
             client.log_batch(self._run, params=missing[first : first + _AT_ONCE])
 

@@ -25,7 +25,7 @@ class Trackio(aside.Aside):
     """A run of a project, in its sweep's group, with all keys as config, curves as logs, pictures as artifacts."""
 
     def __init__(self, *, project: str, folder: rules.PathOrNone, wait_seconds: rules.Amount):
-        super().__init__("trackio", __name__, _ENVIRONMENT, {"project": project, "own_folder": folder}, wait_seconds)
+        super().__init__("trackio", __name__, _ENVIRONMENT, {"project": project, "folder": folder}, wait_seconds)
 
 
 def main() -> None:
@@ -36,24 +36,14 @@ def main() -> None:
 
 
 class _Tool:
-    def begin(
-        self,
-        *,
-        id: str,
-        name: str,
-        sweep: Mapping | None,
-        keys: Mapping,
-        folder: str,
-        project: str,
-        own_folder: str | None,
-    ) -> None:
+    def begin(self, run: aside.Tracked, *, project: str, folder: str | None) -> None:
         """Begin the run. One that goes on is written anew, since all is told again: trackio would keep points twice."""
-        os.environ["TRACKIO_DIR"] = str(Path(own_folder or f"{folder}/trackio").resolve())
+        os.environ["TRACKIO_DIR"] = str(Path(folder or f"{run.folder}/trackio").resolve())
         import trackio
 
         self._trouble: list[str] = []  # which it raises no error for
         warnings.showwarning = lambda message, *where, **more: self._trouble.append(str(message))
-        name = f"{name} {id[:8]}"  # a name is all that a run is known by
+        name = f"{run.name} {run.id[:8]}"  # a name is all that a run is known by
         with_project = Path(os.environ["TRACKIO_DIR"]).glob(f"{project}.db")
         for before in trackio.Api().runs(project) if any(with_project) else ():
             if before.name == name:
@@ -61,8 +51,8 @@ class _Tool:
         self._run = trackio.init(
             project,
             name=name,
-            group=sweep["name"] if sweep else None,
-            config=dict(keys),
+            group=run.sweep["name"] if run.sweep else None,
+            config=dict(run.keys),
             embed=False,
             auto_log_gpu=False,
             auto_log_cpu=False,

@@ -32,7 +32,7 @@ class WandB(aside.Aside):
         wait_seconds: rules.Amount,
     ):
         environment = {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
-        own = {"project": project, "mode": mode, "own_folder": folder}
+        own = {"project": project, "mode": mode, "folder": folder}
         super().__init__("wandb", __name__, environment, own, wait_seconds)
 
 
@@ -42,33 +42,22 @@ def main() -> None:
 
 
 class _Tool:
-    def begin(
-        self,
-        *,
-        id: str,
-        name: str,
-        sweep: Mapping | None,
-        keys: Mapping,
-        folder: str,
-        project: str,
-        mode: str,
-        own_folder: str | None,
-    ) -> None:
+    def begin(self, run: aside.Tracked, *, project: str, mode: str, folder: str | None) -> None:
         """Begin the run, or go on with it: online by wandb's own means; offline all is told anew, which wandb has in a
         folder for each process, so that those of the processes before are in the way."""
         import wandb
 
         if mode == "auto":
             mode = "online" if _has_key() else "offline"
-        place = Path(own_folder or folder).resolve()
+        place = Path(folder or run.folder).resolve()
         place.mkdir(parents=True, exist_ok=True)
-        before = list((place / "wandb").glob(f"offline-run-*-{id}"))
+        before = list((place / "wandb").glob(f"offline-run-*-{run.id}"))
         self._run = wandb.init(
-            id=id,
-            name=name,
+            id=run.id,
+            name=run.name,
             project=project,
-            group=sweep and sweep["name"],
-            config=dict(keys),
+            group=run.sweep and run.sweep["name"],
+            config=dict(run.keys),
             resume="allow" if mode == "online" else None,
             mode=mode,
             settings=wandb.Settings(

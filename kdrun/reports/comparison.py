@@ -22,7 +22,7 @@ from kdrun.reports import classes, confusions, devices, page, plots
 from kdrun.reports import groups as rows
 from kdrun.reports.tables import NAMES
 from kdrun.runs import predictions
-from kdrun.tracking import events
+from kdrun.tracking import events, links
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ def _write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
     for name, figure in figures.items():
         for suffix in ("svg", "png"):
             figure.savefig(folder / "figures" / f"{name}.{suffix}", dpi=150)
-    events.write(folder / "tensorboard", {name: folder / "figures" / f"{name}.png" for name in figures})
+    events.write(folder / links.EVENTS, {name: folder / "figures" / f"{name}.png" for name in figures})
 
 
 def _write_page(

@@ -304,6 +304,7 @@ def test_tensorboard_names_runs_by_what_they_are_wherever_the_outputs_are(traine
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
     moved = shutil.copytree(pipeline[0], tmp_path / "moved", symlinks=True)
+    assert all(link.resolve().is_relative_to(moved.resolve()) for link in (moved / "tensorboard").iterdir())
     shown = EventMultiplexer().AddRunsFromDirectory(str(moved / "tensorboard")).Runs()
     config = record_of(trained["distill"])["config"]
     of_distilled = f"T={config['temperature']:g} alpha={config['alpha']:g} "

@@ -1,4 +1,4 @@
-"""The table of a comparison's groups, for the terminal, Markdown and HTML."""
+"""The table of a comparison's groups, for the page, the terminal, Markdown and LaTeX."""
 
 import io
 from collections.abc import Collection, Mapping
@@ -12,6 +12,7 @@ from kdrun.comparison import sentences, texts
 from kdrun.comparison.kinds import DISTILLED
 from kdrun.reports.tables import NAMES
 
+_LAST_AT_FIRST = ("accuracy, %", "± std", "95 % (t)")  # columns; what is right of them is for the second look
 _DIFFERS = 0.5  # points that make balanced accuracy worth a column; the table by class has it in any case
 
 
@@ -104,9 +105,10 @@ def latex(shown: pd.DataFrame) -> str:
     return "\n".join([begin, r"\toprule", heading, r"\midrule", *body, r"\bottomrule", end])
 
 
-def html(shown: pd.DataFrame) -> str:
-    """A table in HTML, its texts escaped."""
-    return shown.to_html(index=False, border=0, na_rep="", justify="unset")
+def looked_at_first(shown: pd.DataFrame) -> int:
+    """How many of the columns, from the left, the page shows before it is asked for all; 0 where that is all."""
+    first = 1 + max(list(shown.columns).index(name) for name in _LAST_AT_FIRST if name in shown)
+    return first if first < len(shown.columns) else 0
 
 
 def _float(value) -> float:

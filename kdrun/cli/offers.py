@@ -1,0 +1,28 @@
+"""What a command line can set: the names that a group of configs offers, and the keys that there are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+
+from kdrun.cli.compose import CONFIG, composing, config_dir, dictionaries
+from kdrun.config import schema
+from kdrun.errors import InputError
+
+
+def names(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """What a group of configs offers, in folders below it, too: names as a command line has them."""
+    found = [(path, root / group) for root in (config_dir(), *folders) for path in (root / group).rglob("*.yaml")]
+    return sorted({path.relative_to(root).with_suffix("").as_posix() for path, root in found})
+
+
+def keys(arguments: Sequence[str]) -> dict[str, object]:
+    """The keys that there are with the choices that a command line makes."""
+    groups = [word for word in arguments if "=" in word and (config_dir() / word.split("=")[0].split("@")[0]).is_dir()]
+    kept = [word for word in groups if not word.startswith(("hydra/", "experiment=", "control="))]
+    try:
+        with composing():
+            return dict(schema.keys(dictionaries(hydra.compose(CONFIG, kept), resolved=False)))
+    except (HydraException, InputError):  # a second mistake, in a choice of groups
+        return {}

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from signal import Signals
 from typing import NoReturn
@@ -23,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kdrun import __version__, plugins, registry
-from kdrun.cli import answer, resuming
+from kdrun.cli import answer, completion, resuming
 from kdrun.cli.answer import Begun
 from kdrun.cli.compose import CONFIG, composing, config_dir, config_folder, load_plugins, plain, the_hydra
 from kdrun.cli.explain import explained, readable, unknown_flag, verbs
@@ -39,6 +40,10 @@ from kdrun.storage import files
 def main(arguments: list[str] | None = None) -> int:
     """Run kdrun with command-line arguments (sys.argv's by default); returns the exit code (see errors.py)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["--complete"]:  # by a shell, for which kdrun's own scripts ask
+        if found := completion.answer(arguments[1:]):
+            _answer(found)
+        return 0
     # without Hydra, which composes a config for the one, and says its own version
     if asked := _help() if not arguments or {"--help", "-h"} & set(arguments) else _version(arguments):
         _answer(asked)
@@ -106,6 +111,10 @@ def _help() -> str:
 
 def _run(arguments: list[str], begun: Begun) -> int:
     """Do what a command line asks for; returns the exit code, and notes what it has `begun`."""
+    for word, after in pairwise([*arguments, ""]):
+        if word.partition("=")[0] == "--completion":
+            _answer(completion.script(word.partition("=")[2] or after))
+            return 0
     parser = get_args_parser()
     # argparse would print its usage and end the process
     parser.error = _refuse  # type: ignore[method-assign]  # Hydra makes it, so that it is of no class of ours

@@ -1,6 +1,7 @@
 """What a command line can set: the names that a group of configs offers, and the keys that there are."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -8,6 +9,7 @@ from hydra.errors import HydraException
 
 from kdrun.cli.compose import CONFIG, composing, config_dir, dictionaries
 from kdrun.config import schema
+from kdrun.config.rules import Rule
 from kdrun.errors import InputError
 
 
@@ -17,12 +19,12 @@ def names(group: str, folders: Sequence[Path] = ()) -> list[str]:
     return sorted({path.relative_to(root).with_suffix("").as_posix() for path, root in found})
 
 
-def keys(arguments: Sequence[str]) -> dict[str, object]:
+def keys(arguments: Sequence[str]) -> dict[str, Rule]:
     """The keys that there are with the choices that a command line makes."""
     groups = [word for word in arguments if "=" in word and (config_dir() / word.split("=")[0].split("@")[0]).is_dir()]
-    kept = [word for word in groups if not word.startswith(("hydra/", "experiment=", "control="))]
-    try:
-        with composing():
+    chosen = [word for word in groups if not word.startswith("hydra/")]
+    without_presets = [word for word in chosen if not word.startswith(("experiment=", "control="))]
+    for kept in (chosen, without_presets):  # a preset may be what does not go together with the rest
+        with suppress(HydraException, InputError), composing():
             return dict(schema.keys(dictionaries(hydra.compose(CONFIG, kept), resolved=False)))
-    except (HydraException, InputError):  # a second mistake, in a choice of groups
-        return {}
+    return {}  # a second mistake, in a choice of groups

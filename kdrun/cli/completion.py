@@ -12,14 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kdrun import registry
 from kdrun.cli import hydra_keys, offers
-from kdrun.cli.compose import CONFIG, config_dir
-from kdrun.config import rules, schema
+from kdrun.cli.compose import config_dir
+from kdrun.config import rules
 from kdrun.errors import InputError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -100,7 +98,7 @@ def _of_name(words: Sequence[str], current: str) -> list[str]:
     """Stages, where none is named yet; groups; keys, as far as the next dot."""
     plus, name = _parted(current)
     stages = [] if plus or any(_is_override(word) for word in words) else offers.names("stage")
-    keys = [*_keys(words), *_groups(), *_HYDRAS]
+    keys = [*_keys(words), *offers.groups(), *_HYDRAS]
     found = {_as_far_as_the_dot(key, name) for key in keys if key.startswith(name) and not key.endswith(".name")}
     return [each for each in stages if each.startswith(name)] + sorted(plus + each for each in found)
 
@@ -126,7 +124,8 @@ def _of_value(words: Sequence[str], current: str) -> list[str]:
         offered = (rules.FOLDER,)
     else:
         known = _keys(words)
-        offered = rules.offers(known[key]) if key in known else _elsewhere(key)
+        there = [known[key]] if key in known else offers.elsewhere(key).values()  # its stage may be yet to be named
+        offered = next(filter(None, map(rules.offers, there)), ())
     return [f"{name}={before}{each}" for each in _completed(offered, value.removeprefix(before))]
 
 
@@ -163,22 +162,6 @@ def _keys(words: Sequence[str]) -> dict[str, rules.Rule]:
     """The keys that there are with the choices of a line so far."""
     stage = [f"stage={word}" for word in words[:1] if word in offers.names("stage")]
     return offers.keys([*stage, *words]) or offers.keys(stage) or offers.keys([])
-
-
-def _elsewhere(key: str) -> tuple[str, ...]:
-    """The words of a key that belongs to a stage or a data source which is yet to be named."""
-    for kind, prefix in (("stage", ""), ("data", "data.")):
-        for name in registry.names(kind):
-            if found := rules.offers(schema.own_keys(registry.get(kind, name), prefix).get(key, rules.anything)):
-                return found
-    return ()
-
-
-def _groups() -> list[str]:
-    """The groups that a command line chooses from, as the head of config.yaml has them."""
-    defaults = OmegaConf.load(config_dir() / f"{CONFIG}.yaml").defaults
-    named = [str(next(iter(each))) for each in defaults if not isinstance(each, str)]
-    return [name for name in named if not name.startswith("override ")]
 
 
 def _folders(words: Sequence[str]) -> list[Path]:

@@ -16,7 +16,7 @@ from kdrun import registry
 from kdrun.cli import offers
 from kdrun.cli.hydra_keys import EXTRAS
 from kdrun.commands import quoted
-from kdrun.config.mistakes import unknown_key
+from kdrun.config.mistakes import SYNONYMS, UnknownKey, unknown_key
 from kdrun.errors import InputError
 
 _OF_A_ROLE = re.compile(r"(teacher|student)\.optimizer\.\w+=")
@@ -68,13 +68,22 @@ def unreadable(word: str) -> InputError:
     key, equals, value = word.partition("=")
     said = f"{word}: cannot be read as an override. A command line has key=value; lists go in brackets"
     if not equals:
-        for group in ("experiment", "stage"):
-            if key in offers.names(group):
-                return InputError(f"{said}. Did you mean {group}={key}?")
-        return InputError(f"{said}.")
+        near = _choice_of(word)
+        return InputError(f"{said}. Did you mean {near}?" if near else f"{said}.")
     meant = _reads(f"{key}={quoted(value)}")
     hint = f"; a text with odd characters has quotes inside the shell's: {_argument(key, value)}" if meant else ""
     return InputError(f"{said}{hint}.")
+
+
+def _choice_of(word: str) -> str | None:
+    """The choice that a word by itself is the name of, or nearly so."""
+    offered = {name: f"{group}={name}" for group in reversed(_ALONE) for name in offers.names(group.partition("@")[0])}
+    near = get_close_matches(word, offered, 1, 0.75)
+    return offered[near[0]] if near else None
+
+
+# groups whose names may be given by themselves by mistake; of those that have the same name, the first
+_ALONE = ("experiment", "stage", "data", "optimizer", "objective", "model@student.model", "tracker")
 
 
 def _argument(key: str, text: str) -> str:
@@ -101,6 +110,10 @@ def explained(error: Exception, arguments: Sequence[str]) -> InputError:
             f"{key}={value}: several values are for a sweep: add -m (--multirun). A list is {key}=[{value}]; one text "
             f"with commas in it has quotes inside the shell's: {_argument(key, value)}."
         )
+    if group := re.search(r"Override (\S+?)@(\S+?)=.* config group '(.*)' does not exist", said):
+        near = get_close_matches(f"{group[1]}@{group[2]}", offers.groups(), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return InputError(f"{group[1]}@{group[2]}: there is no such group.{hint} See kdrun --help.")
     if unknown := re.search(r"Could not (override|append to config|delete from config)[^']*'([^'=]+)", said):
         return _no_such_key(unknown[2], unknown[1], arguments)
     cause = error.__cause__ or error
@@ -141,4 +154,10 @@ def _no_such_key(key: str, done: str, arguments: Sequence[str]) -> InputError:
         return InputError(f"+{key}: {key} is there already. Write {key}=VALUE, without the +.")
     if key in known and done == "delete from config":
         return InputError(f"~{key}: {key} is a key of every run and cannot be taken out. Leave out ~{key}.")
-    return unknown_key(key, known)
+    for meant in (key, *SYNONYMS.get(key.split(".")[-1].lower(), ())):
+        if meant not in known and (choices := offers.elsewhere(meant)):
+            instead = "It" if meant == key else f"Did you mean {meant}? It"
+            which, add = ("one of ", "one of them") if len(choices) > 1 else ("", "that")
+            goes = f"{instead} goes with {which}{', '.join(choices)}. Add {add}."
+            return UnknownKey(key, f"{key}: there is no such key here. {goes}")
+    return unknown_key(key, [*known, *offers.groups()])

@@ -31,7 +31,7 @@ from kdrun.cli.explain import explained, readable, unknown_flag, verbs
 from kdrun.cli.plan import Place, Request, check_request, check_words, find_place
 from kdrun.errors import KdrunError, NoRoom
 from kdrun.runs import directory, sweeps
-from kdrun.runtime import devices, signals, tensorflow
+from kdrun.runtime import devices, signals, terminal
 from kdrun.runtime.workers import Pool
 from kdrun.stages import compare, work
 from kdrun.storage import files
@@ -129,7 +129,7 @@ def _run(arguments: list[str], begun: Begun) -> int:
             return 0
         check_words(options.overrides)
         load_plugins(options.overrides)
-        tensorflow.log_to_terminal()  # pictures are decoded, and what hurts in the data is said, while it is checked
+        terminal.log_to_terminal()  # pictures are decoded, and what hurts in the data is said, while it is checked
         request, place = check_request(options, flags, searched), Place()
         begun.stage = request.values["stage"]
         try:
@@ -254,7 +254,7 @@ def _job_of(sweep: sweeps.Sweep, pool: Pool | None) -> Callable[[DictConfig], fl
     """
 
     def job(composed: DictConfig) -> float:
-        tensorflow.log_to_terminal()
+        terminal.log_to_terminal()
         given, hydra = plain(composed), HydraConfig.get()
         if hydra.runtime.choices["hydra/launcher"] != "basic":
             devices.pin(hydra.job.num)  # this process is one of several

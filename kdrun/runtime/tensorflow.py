@@ -1,12 +1,11 @@
-"""Loading TensorFlow without its start-up noise, and our own lines on the terminal."""
+"""Loading TensorFlow without its start-up noise."""
 
 import gc
-import logging
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from kdrun.errors import KdrunError
 
@@ -14,24 +13,6 @@ from kdrun.errors import KdrunError
 _NOISE = re.compile(
     r"^I\d{4} |^WARNING: All log messages before absl|rebuild TensorFlow with|failed call to cuInit|^\s*$"
 )
-
-
-class _Console(logging.Handler):
-    """Prints to whatever standard output is at the moment, so that lines pass above a live progress bar; where that is
-    gone or has no room, a run goes on without them."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
-            print(self.format(record), file=sys.stdout, flush=True)
-
-
-def log_to_terminal() -> None:
-    """Print kdrun's log lines; safe to call again."""
-    logger = logging.getLogger("kdrun")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    if not any(isinstance(handler, _Console) for handler in logger.handlers):
-        logger.addHandler(_Console())
 
 
 def threads_of_its_own() -> int:

@@ -88,7 +88,7 @@ def _attempt(arguments: list[str], begun: Begun) -> tuple[int, str | None]:
 
 
 def _failed(exit_code: int, said: str) -> tuple[int, str]:
-    print(f"kdrun: {said}", file=sys.stderr)
+    print(terminal.fitted(f"kdrun: {said}", stream=sys.stderr), file=sys.stderr)
     return exit_code, said
 
 

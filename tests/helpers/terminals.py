@@ -1,5 +1,6 @@
 """A program on a terminal of its own, as somebody sits before it."""
 
+import codecs
 import fcntl
 import os
 import pty
@@ -19,7 +20,7 @@ class Terminal:
     """A program in a pseudo-terminal of so many columns; `said` is all that it wrote."""
 
     def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str], columns: int = 120):
-        self.said = ""
+        self.said, self._decoder = "", codecs.getincrementaldecoder("utf-8")("replace")
         self._process, self._screen = pty.fork()
         if self._process == 0:
             try:
@@ -53,6 +54,6 @@ class Terminal:
             return True
         with suppress(OSError):  # it has ended
             if given := os.read(self._screen, 1 << 16):
-                self.said += given.decode(errors="replace")
+                self.said += self._decoder.decode(given)
                 return True
         return False

@@ -19,6 +19,7 @@ from kdrun.runtime import progress
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
+    from rich.text import Text
 
 WIDTH = 120  # columns that a line has at most, if its words allow it
 _COMMAND = re.compile(r"\bkdrun(?: (?:-\S+|'[^']*'|[^\s'=]+=\S*|[a-z_]+(?= \S+=)))+")
@@ -64,19 +65,31 @@ def doing(what: str) -> Iterator[None]:
     if not is_animated() or sys.stdout is sys.stderr:  # with print=json
         yield
         return
+    if _spinner:  # a part of what it says
+        whole, before = _spinner[0], _spinner[0].status
+        whole.update(_shown(what))
+        try:
+            yield
+        finally:
+            whole.update(before)
+        return
     from rich.errors import LiveError
 
-    status = _console().status(f"{what} ...", spinner="dots")
+    status = _console().status(_shown(what), spinner="dots")
     with suppress(LiveError):  # something else moves there already
-        canvas()
         status.start()
         _spinner.append(status)
     try:
         yield
     finally:
         status.stop()
-        if status in _spinner:
-            _spinner.remove(status)
+        _spinner.clear()
+
+
+def _shown(what: str) -> "Text":
+    from rich.text import Text
+
+    return Text(f"{what} ...", overflow="ellipsis", no_wrap=True)
 
 
 def fitted(text: str, arguments: Any = (), stream: Any = None) -> str:
@@ -84,7 +97,7 @@ def fitted(text: str, arguments: Any = (), stream: Any = None) -> str:
     long, the rest indented. Neither a command is broken nor a path among the `arguments` that the line is made of; a
     table, which has lines already, is left alone."""
     stream = sys.stdout if stream is None else stream
-    if "\n" in text or len(text) <= 80 or not _is_terminal(stream):
+    if "\n" in text or not _is_terminal(stream) or len(text) <= (columns := _columns(stream)):
         return text
     glued = _COMMAND.sub(lambda found: found[0].replace(" ", _GLUE), text)
     for path in map(str, arguments if isinstance(arguments, tuple) else ()):
@@ -93,7 +106,7 @@ def fitted(text: str, arguments: Any = (), stream: Any = None) -> str:
     indent = " " * (len(text) - len(text.lstrip(" ")))
     if "  " in text.strip():  # between its parts, of which each stays whole
         glued = re.sub(r"(?<! ) (?! )", _GLUE, glued.strip())
-    wrapper = textwrap.TextWrapper(_columns(stream), indent, f"{indent}  ", break_long_words=False)
+    wrapper = textwrap.TextWrapper(columns, indent, f"{indent}  ", break_long_words=False)
     wrapper.break_on_hyphens = False
     lines = wrapper.wrap(glued.strip())
     return "\n".join(lines).replace(_GLUE, " ")

@@ -43,8 +43,9 @@ def add_column(table: Table, name: str, cells: Sequence[str], folds: bool = Fals
 
 
 def _heading(text: str, most: int) -> str:
-    """A heading in lines that are not longer than so much, where its words allow it."""
+    """A heading in lines that are not longer than so much, or than its longest word."""
     lines: list[str] = []
+    most = max(most, *map(cell_len, text.split()), 0)
     for word in text.split():
         if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= most:
             lines[-1] += f" {word}"

@@ -27,7 +27,7 @@ _GLUE = "\0"  # in place of a blank at which a line is not to be broken
 _spinner: list["Status"] = []  # the one that turns, if one does
 
 
-class _Lines(logging.Handler):
+class Lines(logging.Handler):
     """Prints to whatever standard output is at the moment, above what moves there; where that is gone or has no room,
     a run goes on without them."""
 
@@ -41,8 +41,8 @@ def log_to_terminal() -> None:
     logger = logging.getLogger("kdrun")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
-        logger.addHandler(_Lines())
+    if not any(isinstance(handler, Lines) for handler in logger.handlers):
+        logger.addHandler(Lines())
 
 
 def is_animated() -> bool:
@@ -99,6 +99,7 @@ def fitted(text: str, arguments: Any = (), stream: Any = None) -> str:
     stream = sys.stdout if stream is None else stream
     if "\n" in text or not _is_terminal(stream) or len(text) <= (columns := _columns(stream)):
         return text
+    text = text.expandtabs(4)
     glued = _COMMAND.sub(lambda found: found[0].replace(" ", _GLUE), text)
     for path in map(str, arguments if isinstance(arguments, tuple) else ()):
         if " " in path and len(path) < 4096 and os.path.lexists(path):

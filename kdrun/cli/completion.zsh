@@ -3,7 +3,6 @@
 _kdrun() {
     local -a found
     found=("${(@f)$("${words[1]/#\~\//$HOME/}" --complete zsh "${(@Q)words[2,CURRENT-1]}" "${(Q)PREFIX}" 2> /dev/null)}")
-    found=(${found:#})
     # what may go on has no space after it: key=, a folder/, a group., a list that is open
     compadd -S '' -- ${(M)found:#(*[=/.]|*\[*)}
     compadd -- ${found:#(*[=/.]|*\[*)}

@@ -89,7 +89,7 @@ def doing(what: str) -> Iterator[None]:
 def _shown(what: str) -> "Text":
     from rich.text import Text
 
-    return Text(f"{what} ...", overflow="ellipsis", no_wrap=True)
+    return Text(f"{what} ...")  # whatever is in it, a path's brackets too, as it stands
 
 
 def fitted(text: str, arguments: Any = (), stream: Any = None) -> str:

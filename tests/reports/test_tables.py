@@ -198,4 +198,6 @@ def test_the_table_of_a_comparison():
         shown["alpha"]
     )
     rows = [row for row in cells(groups.text(shown)) if row["T"] or row["seeds"]]  # a long name goes on below
-    assert [row["accuracy, %"] for row in rows] == list(shown["accuracy, %"])
+    assert {"gain", "95 % of gain", "accuracy, %"} <= rows[0].keys() and len(rows[0]) < 12  # as many as fit, whole
+    for column in rows[0].keys() - {"", "study", "objective"}:
+        assert [row[column] for row in rows] == list(shown[column]), column

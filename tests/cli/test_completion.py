@@ -45,16 +45,11 @@ def offered(command, folder):
         (["stage="], [f"stage={name}" for name in STAGES]),
         (["model@stu"], ["model@student.model="]),
         (["model@student.model=res"], ["model@student.model=resnet"]),
-        (["optimizer@t"], ["optimizer@teacher.optimizer="]),
         (["teacher.r"], ["teacher.run="]),
         (["teacher.augment.c"], ["teacher.augment.colour.", "teacher.augment.cutout="]),
         (["experiment=convnets", "student.model."], ["student.model.filters="]),
-        (["data=npz", "data.pa"], ["data.path="]),
         (["+temperature_"], ["+temperature_end="]),
         (["annealing="], ["annealing=linear", "annealing=cosine"]),
-        (["reuse="], ["reuse=true", "reuse=false"]),
-        (["teacher.cache=o"], ["teacher.cache=on", "teacher.cache=off"]),
-        (["threads="], ["threads=auto"]),
         (["student.quantize="], ["student.quantize=int8", "student.quantize=null"]),
         (["export.format=[onnx,l"], ["export.format=[onnx,litert"]),
         (["objective=[kd,sim"], ["objective=[kd,similarity", "objective=[kd,simkd"]),
@@ -75,11 +70,9 @@ def offered(command, folder):
         (["compare", "runs=[data,my"], ["runs=[data,my runs/"]),
         (["resume=my runs/"], ["resume=my runs/run.json", "resume=my runs/student/"]),
         (["teacher.file=data/x"], ["teacher.file=data/x.npz"]),
-        (["teacher.run=m"], ["teacher.run=my runs/"]),
         (["file=data/x"], ["file=data/x.npz"]),
         (["inputs=d"], ["inputs=data/"]),
         (["plugins=[d"], ["plugins=[data/"]),
-        (["outputs=d"], ["outputs=data/"]),
         (["--config-dir", "d"], ["data/"]),
         (["--config-dir=d"], ["--config-dir=data/"]),
         (["data.path=nowhere/"], []),
@@ -178,9 +171,10 @@ def environment(tmp_path_factory):
     ("shell", "begin"),
     [
         (["bash", "--norc", "--noprofile", "-i"], 'eval "$(kdrun --completion bash)"; echo re""ady\n'),
-        (
+        pytest.param(
             ["zsh", "-f", "-i"],
             'autoload -Uz compinit; compinit -u -D; eval "$(kdrun --completion zsh)"; echo re""ady\n',
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["bash", "zsh"],
@@ -203,6 +197,7 @@ def test_a_shell_completes(shell, begin, environment, folder):
     terminal.end()
 
 
+@pytest.mark.slow
 def test_fish_completes(environment, folder):
     if not shutil.which("fish"):
         pytest.skip("fish is not installed: apt-get install fish")

@@ -108,14 +108,20 @@ MEANT = {
 
 
 @pytest.mark.parametrize("given", MEANT)
-def test_what_is_advised_can_be_typed(command, given):
+def test_what_was_meant_is_advised(command, given):
     ended = command(given)
     key, equals, value = given.partition("=")
-    (advised, *_) = re.search(r"Did you mean ([^?,]+)", ended.err)[1].split("?")
-    typed = f"{advised}={value}" if equals else advised
+    advised = re.search(r"Did you mean ([^?,]+)", ended.err)[1]
     assert_refused(ended, f"{key}: ")
-    assert typed == MEANT[given]
-    assert command("--cfg", "job", typed).code == 0
+    assert (f"{advised}={value}" if equals else advised) == MEANT[given]
+
+
+def test_what_is_advised_can_be_typed(command):
+    """Choices one by one, keys all at once."""
+    advised = dict.fromkeys(MEANT.values())
+    choices = [word for word in advised if re.match(r"stage|experiment|model@", word)]
+    for words in (*([word] for word in choices), [word for word in advised if word not in choices]):
+        assert command("--cfg", "job", *words).code == 0, words
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from config.test_config import KEYS
 
 from kdrun import registry
@@ -90,6 +91,27 @@ def test_readme_is_an_introduction():
     assert len(text.splitlines()) <= 120
     assert len(re.findall(r"^python3 -m venv \.venv && .*pytest$", text, re.M)) == 1
     assert len(re.findall(r"^python3 -m venv \.venv && .*kdrun experiment=quick$", text, re.M)) == 1
+
+
+def test_a_presets_time_is_the_one_in_its_file():
+    """The line `# Time: ...` of conf/experiment/NAME.yaml is what the pages and --help say."""
+    of_file = {}
+    for path in (ROOT / "conf/experiment").glob("*.yaml"):
+        if said := re.search(r"^# Time: (.*?)(?: (?:on|of) (?:one|two) cores?)?[,.]", path.read_text(), re.M):
+            of_file[path.stem] = said[1]
+    assert of_file.keys() >= {"quick", "convnets", "notebook"}
+    help_text = yaml.safe_load((ROOT / "conf/hydra/help/kdrun.yaml").read_text())["template"]
+    rows = dict(re.findall(r"^  (\w+) {2,}(.*(?:\n {15}.*)*)", help_text.split("Presets")[1].split("\n\n")[0], re.M))
+    table = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs/first-steps.md").read_text(), re.M))
+    for preset, time in of_file.items():
+        for row in (rows[preset], table[preset]):
+            assert re.findall(_TIME, " ".join(row.split())) == [time], row
+    (main_job,) = re.findall(r"The main job takes (.*?) \(", (ROOT / "README.md").read_text())
+    assert main_job == of_file["quick"]
+
+
+_NUMBER = r"(?:an?|one|two|three|four|five|six|seven|eight|nine|ten|\d+)"
+_TIME = rf"{_NUMBER}(?: to \w+)? (?:minutes?|hours?)(?: and a half)?"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -25,6 +25,7 @@ def test_the_wheel_holds_config_data_and_licence_and_nothing_else(wheel):
     for path in ROOT.glob("conf/**/*.yaml"):
         assert f"kdrun/{path.relative_to(ROOT)}" in names
     assert {"kdrun/data/mnist.npz", "kdrun/data/README.md"} <= names
+    assert {f"kdrun/cli/completion.{shell}" for shell in ("bash", "zsh", "fish")} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert all(name.startswith("kdrun") for name in names)
 

@@ -1,19 +1,24 @@
 """What is handed out: a source distribution, the wheel that it makes, and what is said of them."""
 
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email import message_from_string
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from kdrun import __version__
 
 ROOT = Path(__file__).parents[1]
+OWN_VERSIONS = {"trackio", "benchmarks"}  # extras that do not go with the others, or that no test needs
 BUILD = [sys.executable, "-m", "build", "--no-isolation", "--outdir"]
 
 
@@ -96,3 +101,14 @@ def test_the_wheel_works_from_an_empty_folder(wheel, tmp_path):
     assert done.stdout.splitlines()[0] == str(site / "kdrun" / "__init__.py")
     assert "learning_rate: 0.002" in done.stdout
     assert list(empty.iterdir()) == []
+
+
+def test_constraints_pin_what_is_asked_for():
+    """Within the bounds of pyproject.toml, for every Python alike."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    assert len(pinned) == len(lines)
+    extras = {name: each for name, each in project["optional-dependencies"].items() if name not in OWN_VERSIONS}
+    for asked in map(Requirement, [*project["dependencies"], *itertools.chain(*extras.values())]):
+        assert asked.specifier.contains(pinned[canonicalize_name(asked.name)]), asked

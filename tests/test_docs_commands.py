@@ -3,9 +3,11 @@
 Those of predicting.md and deploying.md are run in tests/stages/, where what comes of them is looked at.
 """
 
+import itertools
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,6 +83,16 @@ def filled(line: str, text: str, end: int) -> str:
     return line.replace("$(ls -d outputs/distill/* | head -n 1)", "RUN").replace("SEED", "0")
 
 
+def jobs(words: Sequence[str]) -> list[Sequence[str]]:
+    """A command, and beside a sweep single jobs that have each of its values: what the first lacks hides others."""
+    if words[0] != "-m":
+        return [words]
+    given = [re.match(r"([^=]+=)([^\[]*)$", word) for word in words[1:] if not word.startswith("sweep=")]
+    values = [[each[1] + value for value in each[2].split(",")] for each in given if each]
+    others = [each[1:] for each in itertools.zip_longest(["-m"], *values)]
+    return [words, *([value or each[0] for value, each in zip(job, values, strict=True)] for job in others)]
+
+
 def write_files(page: Path) -> None:
     """What a page tells its reader to have: a folder of pictures, and the files of Python that it shows."""
     pictures.write_folder(Path("photos"), pictures.arrays(200, 40))
@@ -88,15 +100,23 @@ def write_files(page: Path) -> None:
         Path(name).write_text(code)
 
 
-@pytest.mark.parametrize("page", [each for each in PAGES if commands(each)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=pytest.mark.slow if page.name == "results.md" else ())
+        for page in PAGES
+        if commands(page)
+    ],
+)
 def test_a_pages_commands_can_be_asked_for(page, tmp_path, monkeypatch, capfd):
     """Up to where something would be written."""
     monkeypatch.chdir(tmp_path)
     write_files(page)
     for _, line, words in commands(page):
-        code = main([*words, "outputs=/dev/null/none", *["data.store=store"] * ("data=folder" in words)])
-        _, err = capfd.readouterr()
-        assert code == 0 or any(each in err for each in LACKS), f"{line}\n{err}"
+        for job in jobs(words):
+            code = main([*job, "outputs=/dev/null/none", *["data.store=store"] * ("data=folder" in words)])
+            _, err = capfd.readouterr()
+            assert code == 0 or any(each in err for each in LACKS), f"{line}\n{err}"
 
 
 @pytest.fixture(scope="module")

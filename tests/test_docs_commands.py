@@ -32,7 +32,7 @@ LACKS = (  # that and no more is missing where a page's reader is not: what a co
 )
 QUICK = {"--help", "--cfg", "data", "compare", "predict", "evaluate", "export", "adjust_bias"}
 TINY = """
-    seeds=2 workers=1 experiment=quick controls=none epochs=1 teacher.epochs=1 teacher.batch_size=64
+    seeds=1 workers=1 experiment=quick controls=none epochs=1 teacher.epochs=1 teacher.batch_size=64
     data.train_size=640 data.validation_size=200 data.test_size=200 data.train_fraction=1
     teacher.model.hidden_units=[16] student.model.hidden_units=[8] measure_latency=false tracker=[jsonl]
 """
@@ -100,19 +100,22 @@ def write_files(page: Path) -> None:
         Path(name).write_text(code)
 
 
+ASKED = {each.words: each for page in reversed(PAGES) for each in commands(page)}  # of two pages' the first one's
+
+
 @pytest.mark.parametrize(
     "page",
     [
         pytest.param(page, id=page.name, marks=pytest.mark.slow if page.name == "results.md" else ())
         for page in PAGES
-        if commands(page)
+        if page in {each.page for each in ASKED.values()}
     ],
 )
 def test_a_pages_commands_can_be_asked_for(page, tmp_path, monkeypatch, capfd):
     """Up to where something would be written."""
     monkeypatch.chdir(tmp_path)
     write_files(page)
-    for _, line, words in commands(page):
+    for _, line, words in (each for each in ASKED.values() if each.page == page):
         for job in jobs(words):
             code = main([*job, "outputs=/dev/null/none", *["data.store=store"] * ("data=folder" in words)])
             _, err = capfd.readouterr()
@@ -139,17 +142,13 @@ def folder(tmp_path_factory):
 
 
 HAVE_TESTS = ("predicting.md", "deploying.md")
-DONE = {
-    each.words: each for page in PAGES for each in commands(page) if page.name not in HAVE_TESTS and each.takes_seconds
-}
-
-
+DONE = [each for each in ASKED.values() if each.takes_seconds and each.page.name not in HAVE_TESTS]
 SLOW = re.compile(r"\bFILE\b|export|controls\b|sweeps/objectives")
 
 
 @pytest.mark.parametrize(
     "asked",
-    [pytest.param(each, marks=pytest.mark.slow if SLOW.search(each.line) else ()) for each in DONE.values()],
+    [pytest.param(each, marks=pytest.mark.slow if SLOW.search(each.line) else ()) for each in DONE],
     ids=lambda asked: f"{asked.page.stem}: {asked.line[:40]}",
 )
 def test_a_pages_quick_commands_do_what_they_say(folder, asked, monkeypatch, capfd):

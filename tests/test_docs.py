@@ -18,12 +18,17 @@ OF_EXAMPLES = {"objective.margins.power", "objective.margins.layers", "objective
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs/tables.py")
+def script(name: str):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return script("tables")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +124,13 @@ def test_links_to_files_hold(page):
     """As GitHub follows them; Sphinx looks at those among the pages, sections included."""
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_dead_links_of_the_site_are_found(tmp_path):
+    (tmp_path / "a b.html").write_text('<h1 id="top">A</h1><a href="#top">1</a><a href="https://example.org/x#y">2</a>')
+    good = '<a href="a%20b.html#top">1</a><a href="">2</a><img src="a%20b.html">'
+    (tmp_path / "index.html").write_text(f'{good}<a href="b.html">3</a><a href="a%20b.html#end">4</a><img src="p.png">')
+    assert script("links").dead(tmp_path) == [f"index.html: {link}" for link in ("b.html", "a%20b.html#end", "p.png")]
 
 
 def as_listed(key: str) -> str:

@@ -18,7 +18,6 @@ from kdrun.data.listing import SPLITS
 from kdrun.data.rows import Images, Rows, chosen
 from kdrun.data.source import NAMES, Source
 from kdrun.errors import InputError
-from kdrun.runtime import terminal
 
 log = logging.getLogger(__name__)
 
@@ -250,12 +249,7 @@ def whole(data: Mapping) -> Whole:
 @lru_cache(maxsize=1)
 def _whole(key: tuple, split: str, seed: int, test_size: int | float | None) -> Whole:
     source = _source(key)
-    count = sum(shape[0] for shape in _shapes(source).values())
-    with terminal.doing(f"reading {count:,} images of {source.path}"):
-        return _read(source, split, seed, test_size)
-
-
-def _read(source: Source, split: str, seed: int, test_size: int | float | None) -> Whole:
+    _shapes(source)
     parts, num_classes, class_names = _labelled(source, {name: _checked(source, name) for name in _names(source)})
     sums = {part: _digests(source, part, parts[part].images) for part in parts}
     names = {part: _picture_names(source, part, len(parts[part].labels)) for part in parts}

@@ -57,7 +57,7 @@ def lines(said: str) -> list[str]:
 def test_lines_fit_and_paths_are_whole(on_a_terminal, photos):
     code, said = on_a_terminal(*photos, columns=60)
     assert code == 0, said
-    assert waited_for(said)[0].startswith("reading 24 images of a folder of photos")
+    assert waited_for(said)[0].startswith("reading the images of a folder of photos")
     shown = [line for line in lines(said) if not SPINNING.match(line)]
     long = [line for line in shown if len(line) > 60]
     assert all(" " not in line.strip().replace(PHOTOS, "") for line in long), long  # a path that is longer
@@ -71,7 +71,7 @@ def test_no_escape_code_is_written_where_none_is_wanted(on_a_terminal, write_npz
     write_npz()
     code, said = on_a_terminal(*TRAINED, "batch_size=5000", **variables)
     assert code == 2 and "kdrun: " in said
-    assert waited_for(said) == ([] if variables else ["reading 80 images of my.npz ..."])
+    assert waited_for(said) == ([] if variables else ["reading the images of my.npz ..."])
     if variables:
         assert "\x1b" not in said and not re.search(r"\r(?!\n)", said)  # nothing is written over
 
@@ -96,7 +96,7 @@ def test_a_training_run_says_what_it_waits_for(on_a_terminal, write_npz):
     code, said = on_a_terminal(*TRAINED, columns=120)
     assert code == 0, said
     waited = waited_for(said)
-    assert waited == ["reading 80 images of my.npz ...", "loading TensorFlow ...", "building the network ..."]
+    assert waited == ["reading the images of my.npz ...", "loading TensorFlow ...", "building the network ..."]
     first_line = said.index("2 epochs of")
     assert all(said.rindex(what) < first_line for what in waited)
     assert max(len(line) for line in lines(said)) <= 120

@@ -55,7 +55,7 @@ def _heading(text: str, most: int) -> str:
 
 
 def _least_width(table: Table) -> int:
-    console = Console(width=10 * WIDTH)
+    console = Console(width=10 * WIDTH, markup=False, emoji=False)
     return Measurement.get(console, console.options, table).minimum
 
 

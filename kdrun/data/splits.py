@@ -6,8 +6,8 @@ import numpy as np
 
 
 def drawn_order(labels: np.ndarray, digests: np.ndarray, seed: int) -> np.ndarray:
-    """An order of images, int64 [n], drawn by `seed`: of every beginning of it each class has its share, to within
-    one image; equal images stand together.
+    """An order of images, int64 [n], drawn by `seed`: of every beginning of it each class has its share s, to within
+    (1 + s (classes - 2)) / 2 images; equal images stand together.
 
     `labels` are int [n], `digests` the sha256 of each image's pixels, uint8 [n, 32]. The order is that of the images'
     contents, hashed with the seed: it does not depend on the order that they are given in.

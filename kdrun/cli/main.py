@@ -248,7 +248,7 @@ def _job_of(sweep: sweeps.Sweep, pool: Pool | None) -> Callable[[DictConfig], fl
         tensorflow.log_to_terminal()
         given, hydra = plain(composed), HydraConfig.get()
         if hydra.runtime.choices["hydra/launcher"] != "basic":
-            devices.pin(hydra.job.num)  # this process is one of several
+            devices.pin(hydra.job.num, devices.count(given["devices"]))  # this process is one of several
         plugins.load(given["plugins"])
         number, words = hydra.job.num + 1, list(hydra.overrides.task)
         if pool is None:

@@ -267,7 +267,8 @@ def _sweep_place(composed: DictConfig, values: Config, overrides: list[str]) -> 
     workers = 1
     if choices == ["basic", "basic"]:  # else another launcher has processes of its own, or a search waits for each
         threads = work.threads_beside(values)
-        workers = places(values["workers"], total, threads, chain.bytes_of(values))
+        of_one = devices.count(values["devices"])
+        workers = places(values["workers"], total, threads, chain.bytes_of(values), of_one)
     sweep = sweeps.Sweep(str(folder), keys, total, sweeps.new_command(), workers)
     return Place(str(folder), sweep=sweep, overrides=own)
 

@@ -54,7 +54,7 @@ FREE = (
 )
 # a run that began before one of these came has it as it is now
 _CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker", "workers", "print"}
-_CAME_LATER |= {"seeds", "teachers", "controls", "arms"}
+_CAME_LATER |= {"seeds", "teachers", "controls", "arms", "devices", "sync_batch_norm"}
 # what is as one of these keys says, unless it is given itself
 _FOLLOWING = {"tensorboard.histograms": "tracker.tensorboard.histograms"}
 
@@ -230,7 +230,7 @@ def _asked_anew(keys: Sequence[str], asked: Mapping) -> dict[str, Any]:
 
 
 def _as_it_began(record: Mapping, values: Mapping) -> dict[str, Any]:
-    """Changes that keep what a run found when it began: its teacher, and the machine's threads."""
+    """Changes that keep what a run found when it began: its teacher, and the machine's threads and devices."""
     changed: dict[str, Any] = {}
     teachers = [teacher["run"] for teacher in record.get("teachers", ())]
     named = values.get("teacher.file") or values["teacher.run"] != "auto"
@@ -238,6 +238,8 @@ def _as_it_began(record: Mapping, values: Mapping) -> dict[str, Any]:
         changed["teacher.run"] = teachers[0]  # not a newer one like it
     if "threads" in values and "threads" in record:
         changed["threads"] = record["threads"]  # whatever this machine has: it is part of what makes bits
+    if "devices" in values and "devices" in record:
+        changed["devices"] = record["devices"]
     return changed
 
 

@@ -16,5 +16,6 @@ bench:
 docs:
     .venv/bin/python docs/tables.py
     .venv/bin/sphinx-build -W --keep-going -q docs build/site
+    .venv/bin/python docs/links.py build/site
 ci:
     .ci/run

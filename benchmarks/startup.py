@@ -14,6 +14,7 @@ import tempfile
 import time
 
 COMMANDS = (["--help"], ["--cfg", "job"], ["alpha=1.2"], ["alfa=0.5"], ["batch_size=100000"], ["data.image_size=28"])
+COMMANDS += (["--complete", "zsh", "experiment=pa"], ["--complete", "zsh", "teacher.a"])
 RUNS = 7
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from config.test_config import KEYS
 
 from kdrun import registry
@@ -17,12 +18,17 @@ OF_EXAMPLES = {"objective.margins.power", "objective.margins.layers", "objective
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs/tables.py")
+def script(name: str):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return script("tables")
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +98,39 @@ def test_readme_is_an_introduction():
     assert len(re.findall(r"^python3 -m venv \.venv && .*kdrun experiment=quick$", text, re.M)) == 1
 
 
+def test_a_presets_time_is_the_one_in_its_file():
+    """The line `# Time: ...` of conf/experiment/NAME.yaml is what the pages and --help say."""
+    of_file = {}
+    for path in (ROOT / "conf/experiment").glob("*.yaml"):
+        if said := re.search(r"^# Time: (.*?)(?: (?:on|of) (?:one|two) cores?)?[,.]", path.read_text(), re.M):
+            of_file[path.stem] = said[1]
+    assert of_file.keys() >= {"quick", "convnets", "notebook"}
+    help_text = yaml.safe_load((ROOT / "conf/hydra/help/kdrun.yaml").read_text())["template"]
+    rows = dict(re.findall(r"^  (\w+) {2,}(.*(?:\n {15}.*)*)", help_text.split("Presets")[1].split("\n\n")[0], re.M))
+    table = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs/first-steps.md").read_text(), re.M))
+    for preset, time in of_file.items():
+        for row in (rows[preset], table[preset]):
+            assert re.findall(_TIME, " ".join(row.split())) == [time], row
+    (main_job,) = re.findall(r"The main job takes (.*?) \(", (ROOT / "README.md").read_text())
+    assert main_job == of_file["quick"]
+
+
+_NUMBER = r"(?:an?|one|two|three|four|five|six|seven|eight|nine|ten|\d+)"
+_TIME = rf"{_NUMBER}(?: to \w+)? (?:minutes?|hours?)(?: and a half)?"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_files_hold(page):
     """As GitHub follows them; Sphinx looks at those among the pages, sections included."""
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_dead_links_of_the_site_are_found(tmp_path):
+    (tmp_path / "a b.html").write_text('<h1 id="top">A</h1><a href="#top">1</a><a href="https://example.org/x#y">2</a>')
+    good = '<a href="a%20b.html#top">1</a><a href="">2</a><img src="a%20b.html">'
+    (tmp_path / "index.html").write_text(f'{good}<a href="b.html">3</a><a href="a%20b.html#end">4</a><img src="p.png">')
+    assert script("links").dead(tmp_path) == [f"index.html: {link}" for link in ("b.html", "a%20b.html#end", "p.png")]
 
 
 def as_listed(key: str) -> str:

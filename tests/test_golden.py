@@ -17,14 +17,14 @@ import pytest
 from held import arrays
 from identities import CHAINS, TRAINING
 
-from kdrun.cli.explain import choices
+from kdrun.cli import offers
 from kdrun.cli.main import main
 from kdrun.config.schema import flatten
 from kdrun.runs.identity import of_chain
 from kdrun.storage.manifest import digest
 
 GOLDEN = Path(__file__).with_name("golden")
-PRESETS = ["", *(name for name in choices("experiment") if not name.startswith("cifar100/"))]  # which came since
+PRESETS = ["", *(name for name in offers.names("experiment") if not name.startswith("cifar100/"))]  # which came since
 # keys that came since, which no result of before depends on
 _BEGINS = ("initial_weights", "freeze", "new_learning_rate")
 _MIXING = ("mixup", "cutmix", "label_smoothing")

@@ -8,17 +8,15 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue
 
 from kdrun import registry
-from kdrun.cli.compose import CONFIG, composing, config_dir, dictionaries
+from kdrun.cli import offers
 from kdrun.cli.hydra_keys import EXTRAS
 from kdrun.commands import quoted
-from kdrun.config import schema
-from kdrun.config.mistakes import unknown_key
+from kdrun.config.mistakes import SYNONYMS, UnknownKey, unknown_key
 from kdrun.errors import InputError
 
 _OF_A_ROLE = re.compile(r"(teacher|student)\.optimizer\.\w+=")
@@ -44,7 +42,7 @@ def readable(word: str, multirun: bool) -> str:
 def verbs(words: Sequence[str]) -> list[str]:
     """The words of a command line; `kdrun teacher` is `kdrun stage=teacher`."""
     first, *others = words or [""]
-    return [f"stage={first}", *others] if first in choices("stage") else list(words)
+    return [f"stage={first}", *others] if first in offers.names("stage") else list(words)
 
 
 @lru_cache
@@ -70,25 +68,28 @@ def unreadable(word: str) -> InputError:
     key, equals, value = word.partition("=")
     said = f"{word}: cannot be read as an override. A command line has key=value; lists go in brackets"
     if not equals:
-        for group in ("experiment", "stage"):
-            if key in choices(group):
-                return InputError(f"{said}. Did you mean {group}={key}?")
-        return InputError(f"{said}.")
+        near = _choice_of(word)
+        return InputError(f"{said}. Did you mean {near}?" if near else f"{said}.")
     meant = _reads(f"{key}={quoted(value)}")
     hint = f"; a text with odd characters has quotes inside the shell's: {_argument(key, value)}" if meant else ""
     return InputError(f"{said}{hint}.")
+
+
+def _choice_of(word: str) -> str | None:
+    """The choice that a word by itself is the name of, or nearly so."""
+    offered = {name: f"{group}={name}" for group in reversed(_ALONE) for name in offers.names(group.partition("@")[0])}
+    near = get_close_matches(word, offered, 1, 0.75)
+    return offered[near[0]] if near else None
+
+
+# groups whose names may be given by themselves by mistake; of those that have the same name, the first
+_ALONE = ("experiment", "stage", "data", "optimizer", "objective", "model@student.model", "tracker")
 
 
 def _argument(key: str, text: str) -> str:
     """A text as a word of a command line, quoted for Hydra and for the shell, as it is easiest to read."""
     word = f"{key}={quoted(text)}"
     return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
-
-
-def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
-    """What a group of configs offers, in folders below it, too: names as a command line has them."""
-    found = [(path, root / group) for root in (config_dir(), *folders) for path in (root / group).rglob("*.yaml")]
-    return sorted({path.relative_to(root).with_suffix("").as_posix() for path, root in found})
 
 
 def explained(error: Exception, arguments: Sequence[str]) -> InputError:
@@ -109,6 +110,10 @@ def explained(error: Exception, arguments: Sequence[str]) -> InputError:
             f"{key}={value}: several values are for a sweep: add -m (--multirun). A list is {key}=[{value}]; one text "
             f"with commas in it has quotes inside the shell's: {_argument(key, value)}."
         )
+    if group := re.search(r"Override (\S+?)@(\S+?)=.* config group '(.*)' does not exist", said):
+        near = get_close_matches(f"{group[1]}@{group[2]}", offers.groups(), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return InputError(f"{group[1]}@{group[2]}: there is no such group.{hint} See kdrun --help.")
     if unknown := re.search(r"Could not (override|append to config|delete from config)[^']*'([^'=]+)", said):
         return _no_such_key(unknown[2], unknown[1], arguments)
     cause = error.__cause__ or error
@@ -136,7 +141,7 @@ def _no_such_choice(error: MissingConfigException, arguments: Sequence[str]) -> 
 def _unknown_choice(group: str, given: str, arguments: Sequence[str], options: Sequence[str] = ()) -> InputError:
     folders = [Path(after) for word, after in pairwise(arguments) if word == "--config-dir"]
     of_plugins = registry.plugged(group)
-    allowed = sorted({*choices(group, folders), *of_plugins}) or sorted(options)
+    allowed = sorted({*offers.names(group, folders), *of_plugins}) or sorted(options)
     near = get_close_matches(given, allowed, 1)
     hint = f" Did you mean {group}={near[0]}?" if near else ""
     return InputError(f"{group}={given}: there is no such {group}.{hint} Allowed: {', '.join(allowed)}.")
@@ -144,20 +149,15 @@ def _unknown_choice(group: str, given: str, arguments: Sequence[str], options: S
 
 def _no_such_key(key: str, done: str, arguments: Sequence[str]) -> InputError:
     key = key.lstrip("+")
-    known = _known(arguments)
+    known = offers.keys(arguments)
     if key in known and done == "append to config":
         return InputError(f"+{key}: {key} is there already. Write {key}=VALUE, without the +.")
     if key in known and done == "delete from config":
         return InputError(f"~{key}: {key} is a key of every run and cannot be taken out. Leave out ~{key}.")
-    return unknown_key(key, known)
-
-
-def _known(arguments: Sequence[str]) -> dict[str, object]:
-    """The keys that there are with the choices that a command line makes."""
-    groups = [word for word in arguments if "=" in word and (config_dir() / word.split("=")[0].split("@")[0]).is_dir()]
-    kept = [word for word in groups if not word.startswith(("hydra/", "experiment=", "control="))]
-    try:
-        with composing():
-            return dict(schema.keys(dictionaries(hydra.compose(CONFIG, kept), resolved=False)))
-    except (HydraException, InputError):  # a second mistake, in a choice of groups
-        return {}
+    for meant in (key, *SYNONYMS.get(key.split(".")[-1].lower(), ())):
+        if meant not in known and (choices := offers.elsewhere(meant)):
+            instead = "It" if meant == key else f"Did you mean {meant}? It"
+            which, add = ("one of ", "one of them") if len(choices) > 1 else ("", "that")
+            goes = f"{instead} goes with {which}{', '.join(choices)}. Add {add}."
+            return UnknownKey(key, f"{key}: there is no such key here. {goes}")
+    return unknown_key(key, [*known, *offers.groups()])

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from signal import Signals
 from typing import NoReturn
@@ -23,14 +24,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kdrun import __version__, plugins, registry
-from kdrun.cli import answer, resuming
+from kdrun.cli import answer, completion, resuming
 from kdrun.cli.answer import Begun
 from kdrun.cli.compose import CONFIG, composing, config_dir, config_folder, load_plugins, plain, the_hydra
 from kdrun.cli.explain import explained, readable, unknown_flag, verbs
 from kdrun.cli.plan import Place, Request, check_request, check_words, find_place
 from kdrun.errors import KdrunError, NoRoom
 from kdrun.runs import directory, sweeps
-from kdrun.runtime import devices, signals, tensorflow
+from kdrun.runtime import devices, signals, terminal
 from kdrun.runtime.workers import Pool
 from kdrun.stages import compare, work
 from kdrun.storage import files
@@ -39,6 +40,10 @@ from kdrun.storage import files
 def main(arguments: list[str] | None = None) -> int:
     """Run kdrun with command-line arguments (sys.argv's by default); returns the exit code (see errors.py)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["--complete"]:  # by a shell, for which kdrun's own scripts ask
+        if found := completion.answer(arguments[1:]):
+            _answer(found)
+        return 0
     # without Hydra, which composes a config for the one, and says its own version
     if asked := _help() if not arguments or {"--help", "-h"} & set(arguments) else _version(arguments):
         _answer(asked)
@@ -83,7 +88,7 @@ def _attempt(arguments: list[str], begun: Begun) -> tuple[int, str | None]:
 
 
 def _failed(exit_code: int, said: str) -> tuple[int, str]:
-    print(f"kdrun: {said}", file=sys.stderr)
+    print(terminal.fitted(f"kdrun: {said}", stream=sys.stderr), file=sys.stderr)
     return exit_code, said
 
 
@@ -106,6 +111,10 @@ def _help() -> str:
 
 def _run(arguments: list[str], begun: Begun) -> int:
     """Do what a command line asks for; returns the exit code, and notes what it has `begun`."""
+    for word, after in pairwise([*arguments, ""]):
+        if word.partition("=")[0] == "--completion":
+            _answer(completion.script(word.partition("=")[2] or after))
+            return 0
     parser = get_args_parser()
     # argparse would print its usage and end the process
     parser.error = _refuse  # type: ignore[method-assign]  # Hydra makes it, so that it is of no class of ours
@@ -120,7 +129,7 @@ def _run(arguments: list[str], begun: Begun) -> int:
             return 0
         check_words(options.overrides)
         load_plugins(options.overrides)
-        tensorflow.log_to_terminal()  # pictures are decoded, and what hurts in the data is said, while it is checked
+        terminal.log_to_terminal()  # pictures are decoded, and what hurts in the data is said, while it is checked
         request, place = check_request(options, flags, searched), Place()
         begun.stage = request.values["stage"]
         try:
@@ -245,7 +254,7 @@ def _job_of(sweep: sweeps.Sweep, pool: Pool | None) -> Callable[[DictConfig], fl
     """
 
     def job(composed: DictConfig) -> float:
-        tensorflow.log_to_terminal()
+        terminal.log_to_terminal()
         given, hydra = plain(composed), HydraConfig.get()
         if hydra.runtime.choices["hydra/launcher"] != "basic":
             devices.pin(hydra.job.num, devices.count(given["devices"]))  # this process is one of several

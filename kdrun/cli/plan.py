@@ -13,9 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun import plugins, registry
-from kdrun.cli import answer, hydra_keys, resuming
+from kdrun.cli import answer, hydra_keys, offers, resuming
 from kdrun.cli.compose import CONFIG, compose, config_dir, dictionaries, parsed, plain
-from kdrun.cli.explain import choices as choices_of
 from kdrun.cli.explain import unreadable
 from kdrun.cli.hydra_keys import EXTRAS
 from kdrun.commands import quoted
@@ -154,7 +153,9 @@ def _check_word(word: str) -> None:
         raise unreadable(word)
     group = word.partition("=")[0].partition("@")[0]
     if word.endswith("=null") and (config_dir() / group).is_dir():  # for which Hydra has a traceback
-        raise InputError(f"{word}: a choice cannot be null. Allowed: {', '.join(choices_of(group))}. Or leave it out.")
+        raise InputError(
+            f"{word}: a choice cannot be null. Allowed: {', '.join(offers.names(group))}. Or leave it out."
+        )
     try:
         (override,) = parsed([word])
     except HydraException as error:
@@ -163,7 +164,7 @@ def _check_word(word: str) -> None:
     given = override.value() if not override.is_sweep_override() and not override.is_delete() else None
     for name in given if isinstance(given, list) else [given]:
         if (config_dir() / group).is_dir() and isinstance(name, bool | int | float):
-            raise InputError(f"{word}: there is no such {group}. Allowed: {', '.join(choices_of(group))}.")
+            raise InputError(f"{word}: there is no such {group}. Allowed: {', '.join(offers.names(group))}.")
     key = str(override.key_or_group)
     if key in _NAMES and not override.is_delete():
         group = key.removesuffix(".name")

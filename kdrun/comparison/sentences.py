@@ -45,7 +45,7 @@ def _name(runs: pd.DataFrame) -> str:
     data = first["identity"]["data"].get("name") or first.get("config.data.name") or "data"
     size = runs.loc[runs["kind"] == ALONE, "parameters"].min()
     size = runs["parameters"].min() if pd.isna(size) else size
-    return f"{data}, {first['model']} of {size:,.0f} parameters, {first['planned_steps']:,} steps"
+    return f"{data}, {first['model']} of {size:,.0f} parameters, {first['planned_steps']:,.0f} steps"
 
 
 def _sentence(study: Study, groups: pd.DataFrame, runs: pd.DataFrame) -> str:
@@ -54,7 +54,7 @@ def _sentence(study: Study, groups: pd.DataFrame, runs: pd.DataFrame) -> str:
     gain = study.gain
     over = f"{points(gain.gain)} points test accuracy over the student alone"
     of_these = " for these networks on new images" if len(study.seeds) == 1 else ""
-    basis = f"{_interval(study, gain)}{of_these}, {_p(study)}; {_basis(study, gain, groups, runs)}"
+    basis = f"{interval(study, gain)}{of_these}, {_p(study)}; {_basis(study, gain, groups, runs)}"
     if study.verdict == "too few seeds":
         return f"Not enough seeds to tell: {over} ({basis})."
     if study.verdict == "helped":
@@ -74,7 +74,8 @@ def _sentence(study: Study, groups: pd.DataFrame, runs: pd.DataFrame) -> str:
     return f"Not decided: {over} ({basis}){excluded}. {_how_many(study)}"
 
 
-def _interval(study: Study, gain: Gain) -> str:
+def interval(study: Study, gain: Gain) -> str:
+    """A study's interval of its gain, with its level after all looks."""
     level = f"{100 * (1 - (1 - gain.level) * study.adjusted_for):g} %"
     look = f", look {study.look}" if study.look > 1 else ""
     return f"{level} {points(gain.low)} to {points(gain.high)}{look}"

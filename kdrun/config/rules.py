@@ -11,11 +11,27 @@ import typing
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
+from weakref import WeakKeyDictionary
 
 from kdrun.errors import InputError
 
 _FOLDER_NAME = re.compile(r"(?!\.)[\w.+=-]{1,100}", re.ASCII)
 Rule = Callable[[str, Any], Any]
+PATH, FOLDER = "path/", "folder/"  # among what is offered: any file or folder; a folder alone
+_offers: WeakKeyDictionary[Rule, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def offers(rule: Rule) -> tuple[str, ...]:
+    """The few words that a rule allows, for a shell to complete; PATH or FOLDER among them. Empty for all others."""
+    return _offers.get(rule, ())
+
+
+def _offering(*words: str) -> Callable[[Rule], Rule]:
+    def note(rule: Rule) -> Rule:
+        _offers[rule] = words
+        return rule
+
+    return note
 
 
 def integer(least: int, most: int | None = None, optional: bool = False) -> Rule:
@@ -67,6 +83,7 @@ def side(key: str, given: Any) -> float:
     return found
 
 
+@_offering("none", "dataset", "imagenet")
 def normalisation(key: str, given: Any) -> str | list[list[float]]:
     """none, dataset, imagenet, or two lists: means and standard deviations of one channel or three."""
     if not isinstance(given, list):
@@ -130,11 +147,13 @@ def of_channels(low: float) -> Rule:
     return check
 
 
+@_offering("grey", "rgb", "bgr")
 def channels(key: str, given: Any) -> str:
     """What channels images have, in their order: grey (or 1), rgb (or 3), bgr."""
     return one_of("grey", "rgb", "bgr")(key, {1: "grey", 3: "rgb"}.get(given, given) if type(given) is int else given)
 
 
+@_offering(PATH)
 def outputs(key: str, given: Any) -> str | list[int] | list[str]:
     """Which outputs of a network are our classes: their numbers, or the names of all outputs, or a file of these."""
     if isinstance(given, str):
@@ -155,12 +174,14 @@ def temperatures(key: str, given: Any) -> list[float]:
 
 def optional(rule: Rule) -> Rule:
     """What another rule allows, or null."""
-    return lambda key, given: None if given is None else rule(key, given)
+    words = offers(rule)
+    null = ("null",) if words and not {PATH, FOLDER} & {*words} else ()
+    return _offering(*words, *null)(lambda key, given: None if given is None else rule(key, given))
 
 
 def auto_or(rule: Rule) -> Rule:
     """What another rule allows, or auto."""
-    return lambda key, given: given if given == "auto" else rule(key, given)
+    return _offering("auto", *offers(rule))(lambda key, given: given if given == "auto" else rule(key, given))
 
 
 def temperature(key: str, given: Any) -> float:
@@ -176,16 +197,19 @@ def _above(given: Any, limit: float) -> bool:
     return isinstance(given, int | float) and given > limit
 
 
+@_offering(PATH)
 def path(key: str, given: Any) -> str:
     """The name of a file or folder; `~/` is the user's own folder."""
     return os.path.expanduser(text(key, given))
 
 
+@_offering(PATH)
 def paths(key: str, given: Any) -> str | list[str]:
     """The name of a file or folder, or a list of some."""
     return [path(key, one) for one in given] if isinstance(given, list) and given else path(key, given)
 
 
+@_offering(FOLDER)
 def run_directory(key: str, given: Any) -> str:
     """The name of one run directory."""
     found = paths(key, given)
@@ -194,11 +218,13 @@ def run_directory(key: str, given: Any) -> str:
     return found
 
 
+@_offering(PATH)
 def files(key: str, given: Any) -> list[str]:
     """A list of files' names, perhaps empty."""
     return [path(key, one) for one in listed(key, given)]
 
 
+@_offering("true", "false")
 def boolean(key: str, given: Any) -> bool:
     """true or false."""
     if not isinstance(given, bool):
@@ -227,6 +253,7 @@ def folder_name(key: str, given: Any) -> str | None:
     return given
 
 
+@_offering("auto", "on", "off")
 def switch(key: str, given: Any) -> str:
     """auto, on or off; YAML reads the last two as true and false."""
     named = {True: "on", False: "off"}.get(given, given) if isinstance(given, bool) else given
@@ -237,6 +264,7 @@ def one_of(*names: str | int) -> Rule:
     """One of some names, or numbers."""
     words = {str(name): name for name in names}
 
+    @_offering(*words)
     def check(key: str, given: Any) -> str | int:
         if not any(given == name and type(given) is type(name) for name in names):  # 1 is neither true nor 1.0
             nearest = get_close_matches(str(given), words, 1) or [*words]
@@ -258,6 +286,7 @@ def size(key: str, given: Any) -> int | float | None:
 def some_of(*names: str, empty: bool = False) -> Rule:
     """A list of some names, each once; not empty, unless it may be `empty`."""
 
+    @_offering(*names)
     def check(key: str, given: Any) -> list[str]:
         listed_ = isinstance(given, list) and (given or empty) and all(name in names for name in given)
         if not listed_ or len(set(given)) < len(given):
@@ -278,6 +307,7 @@ def seeds(key: str, given: Any) -> int | list[int] | None:
     return integer(1, 1000, optional=True)(key, given)
 
 
+@_offering("seeds")
 def teachers(key: str, given: Any) -> int | str | None:
     """How many teachers; `seeds`: one for each of the students' seeds; null: one."""
     return given if given == "seeds" else integer(1, 100, optional=True)(key, given)
@@ -340,7 +370,7 @@ def listed(key: str, given: Any) -> list:
 
 def every(rule: Rule) -> Rule:
     """A list, of whose values each follows another rule."""
-    return lambda key, given: [rule(key, each) for each in listed(key, given)]
+    return _offering(*offers(rule))(lambda key, given: [rule(key, each) for each in listed(key, given)])
 
 
 def _refused(key: str, given: Any, allowed: str, example: Any = None) -> InputError:

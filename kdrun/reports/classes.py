@@ -1,6 +1,5 @@
 """Accuracy by class, by name: one network beside others, and what distilling gained or lost of each class."""
 
-import io
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from kdrun.comparison import texts
 from kdrun.comparison.kinds import ALONE, DISTILLED
 from kdrun.evaluation import by_class as measures
+from kdrun.reports import fitted
 from kdrun.runs import predictions
 
 log = logging.getLogger(__name__)
@@ -115,9 +114,7 @@ def show(table: ByClass, headings: Mapping[str, str] | None = None) -> None:
             add(row)
     shown.add_section()
     add(table.balanced)
-    text = io.StringIO()
-    Console(file=text, width=120, color_system=None, markup=False, emoji=False).print(shown)
-    log.info("\n%s", text.getvalue().rstrip())
+    log.info("\n%s", fitted.text(shown))
     if absent := sum(not row.images for row in table.rows):
         log.info("no test image of %d of %d classes: balanced accuracy is of the others", absent, len(table.rows))
 

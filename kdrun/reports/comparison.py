@@ -18,25 +18,30 @@ from kdrun.comparison import exports, sentences, studies, texts
 from kdrun.comparison.kinds import ALONE, DISTILLED, TEACHER
 from kdrun.data.rows import Images
 from kdrun.errors import InputError
-from kdrun.reports import classes, confusions, devices, page, plots
+from kdrun.reports import classes, confusions, devices, headline, page, plots
 from kdrun.reports import groups as rows
 from kdrun.reports.tables import NAMES
 from kdrun.runs import predictions
-from kdrun.tracking import events
+from kdrun.tracking import events, links
 
 log = logging.getLogger(__name__)
 
 _CAPTIONS = {
     "gains": "Gain over the student alone: a point for each seed, the mean and its 95 % interval for new seeds and new "
     "test images; grey: gains that would not matter.",
-    "heat_maps": "Accuracy by temperature and alpha: means over seeds, n in each cell.",
-    "learning_curves": "Validation accuracy by epoch: mean over seeds; bands from the lowest to the highest.",
-    "accuracy_against": "Test accuracy against size and speed, with 95 % intervals (Student's t over seeds).",
-    "reliability": "How right the students are when they are so sure, on the test set.",
+    "heat_maps": "Accuracy by temperature and alpha: means over seeds, n of them in each cell.",
+    "learning_curves": "Validation accuracy by epoch: mean over seeds; bands from the lowest to the highest. The axis "
+    "is not stretched to the lowest tenth of a curve's epochs, the first one mostly.",
+    "accuracy_against": "Test accuracy against size and, where it was measured, latency, with 95 % intervals (of "
+    "Student's t over seeds). Settings that the sentence does not speak of are pale.",
+    "reliability": "How right networks are when they are so sure, on the test set: above the line they could be surer, "
+    "below it they are too sure. ECE: expected calibration error, mean over seeds. Bins of fewer than ten images are "
+    "left out.",
     "confusion_difference": "Which mistakes distilling adds (red) and takes away (blue), a seed.",
     "devices": "Exported files: test accuracy against size, and against latency in their own runtime; the line joins "
     "those that no other one beats in both.",
-    "what_the_teacher_knows": "Test images that the teacher gets right and is least sure of, and what it says of them.",
+    "what_the_teacher_knows": "The teacher's second thoughts: test images whose label is one of its two best classes, "
+    "the second one being as likely as can be; what it says of its three best, and what the distilled student says.",
 }
 _BRIEFLY = {ALONE: "alone", DISTILLED: "distilled"}  # headings in the terminal
 
@@ -83,7 +88,7 @@ def report(
     if drawn:
         _write_tables(verdict, judgement.groups, shown, folder)
         classes.write_csv(by_class["table"], folder / "classes.csv")
-        figures = _figures(drawn, judgement.runs, by_class["names"])
+        figures = _figures(drawn, judgement, by_class["names"])
         figures |= {"devices": devices.pareto(files)} if files else {}
         _write_figures(figures, folder)
         _write_page(runs, judgement, said, shown, figures, by_class, files, folder / "report.html")
@@ -180,9 +185,13 @@ def _drawn(judgement: studies.Judgement, said: Sequence[sentences.Said], data: M
     return _Drawn(study, groups, shown, None if drawn is None else confusions.test_images(drawn, data))
 
 
-def _figures(drawn: _Drawn, runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:
-    """The figures that these runs allow, by name; classes have `names`."""
+def _figures(drawn: _Drawn, judgement: studies.Judgement, names: Sequence[str]) -> dict[str, Figure]:
+    """The figures that these runs allow, by name; classes have `names`. What accuracy costs is of all studies."""
     study, groups, shown, _ = drawn
+    runs, studied = judgement.runs, judgement.studies
+    teachers = judgement.groups.index[judgement.groups["stage"] == TEACHER]
+    spoken_of = {*teachers, *(each.chosen for each in studied), *(each.baseline for each in studied)}
+    spoken_of |= {control.group for each in studied for control in each.controls}
     candidates = groups.index[groups["gain"].notna() & (groups["kind"] == DISTILLED)]
     identities = sentences.identities(runs[runs["group"].isin(candidates)])
     figures = {
@@ -194,7 +203,9 @@ def _figures(drawn: _Drawn, runs: pd.DataFrame, names: Sequence[str]) -> dict[st
         ),
         "heat_maps": plots.heat_maps(groups),
         "learning_curves": plots.learning_curves(shown),
-        "accuracy_against": plots.accuracy_against(groups),
+        "accuracy_against": devices.accuracy_against(
+            judgement.groups, spoken_of if studied else judgement.groups.index
+        ),
         "reliability": plots.reliability(shown),
     }
     if shown[DISTILLED] and shown[ALONE]:
@@ -252,7 +263,7 @@ def _write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
     for name, figure in figures.items():
         for suffix in ("svg", "png"):
             figure.savefig(folder / "figures" / f"{name}.{suffix}", dpi=150)
-    events.write(folder / "tensorboard", {name: folder / "figures" / f"{name}.png" for name in figures})
+    events.write(folder / links.EVENTS, {name: folder / "figures" / f"{name}.png" for name in figures})
 
 
 def _write_page(
@@ -269,15 +280,11 @@ def _write_page(
     page.write(
         path,
         {name: (path.parent / "figures" / f"{name}.svg", _CAPTIONS[name]) for name in figures},
-        {
-            "groups": rows.html(shown),
-            "differences": rows.html(_differences(usable)),
-            "problems": rows.html(problems) if len(problems) else "",
-            "files": rows.html(devices.table(files)) if files else "",
-        },
+        {"groups": shown, "differences": _differences(usable), "problems": problems, "files": devices.table(files)},
         title="kdrun: did distilling help?",
+        headlines=headline.headlines(judgement, said, files),
+        columns=rows.looked_at_first(shown),
         drawn=said[0].study if len(said) > 1 else "",
-        said=said or [sentences.Said("", "", sentences.NOTHING, [], [])],
         counts=f"{len(usable)} runs in {len(judgement.groups)} groups",
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         notes=judgement.notes,

@@ -1,18 +1,22 @@
-"""The table of a comparison's groups, for the terminal, Markdown and HTML."""
+"""The table of a comparison's groups, for the page, the terminal, Markdown and LaTeX."""
 
-import io
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from kdrun.comparison import sentences, texts
 from kdrun.comparison.kinds import DISTILLED
+from kdrun.reports import fitted
 from kdrun.reports.tables import NAMES
 
+_LAST_AT_FIRST = ("accuracy, %", "± std", "95 % (t)")  # columns; what is right of them is for the second look
 _DIFFERS = 0.5  # points that make balanced accuracy worth a column; the table by class has it in any case
+
+
+# left out first where a terminal has no room for all columns: those that others say almost as well, the page has them
+_SPARE = ("95 % (t)", "p95, ms", "± std of ECE", "ECE, 15 bins", "Brier", "± std")
 
 
 def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str]) -> pd.DataFrame:
@@ -76,16 +80,17 @@ def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str
 
 
 def text(shown: pd.DataFrame, most: int = 12) -> str:
-    """A table for the terminal: as many columns as people look at first."""
-    table = Table()
-    for column in shown.columns[:most]:
-        folds = column in ("", "study")
-        table.add_column(column, justify="left" if folds else "right", no_wrap=not folds, overflow="fold")
-    for row in shown.itertuples(index=False):
-        table.add_row(*row[:most])
-    said = io.StringIO()
-    Console(file=said, width=160, color_system=None, markup=False, emoji=False).print(table)
-    return said.getvalue().rstrip()
+    """A table for the terminal: as many columns as people look at first, and fit."""
+
+    def table(columns: Sequence[str]) -> Table:
+        found = Table()
+        for column in columns:
+            fitted.add_column(found, column, list(shown[column]), column in ("", "study", "objective"))
+        for row in shown.loc[:, list(columns)].itertuples(index=False):
+            found.add_row(*row)
+        return found
+
+    return fitted.widest(table, list(shown.columns[:most]), _SPARE)
 
 
 def markdown(shown: pd.DataFrame) -> str:
@@ -104,9 +109,10 @@ def latex(shown: pd.DataFrame) -> str:
     return "\n".join([begin, r"\toprule", heading, r"\midrule", *body, r"\bottomrule", end])
 
 
-def html(shown: pd.DataFrame) -> str:
-    """A table in HTML, its texts escaped."""
-    return shown.to_html(index=False, border=0, na_rep="", justify="unset")
+def looked_at_first(shown: pd.DataFrame) -> int:
+    """How many of the columns, from the left, the page shows before it is asked for all; 0 where that is all."""
+    first = 1 + max(list(shown.columns).index(name) for name in _LAST_AT_FIRST if name in shown)
+    return first if first < len(shown.columns) else 0
 
 
 def _float(value) -> float:

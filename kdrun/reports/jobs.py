@@ -1,14 +1,14 @@
 """The table of all jobs that a sweep ends with, and the reason of each failure."""
 
-import io
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from kdrun.comparison import texts
+from kdrun.reports import fitted
 from kdrun.runs import record as runs
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ def _show(title: str, records: Mapping[Path, dict | str]) -> list[tuple[Path, st
     """Log a table of jobs, and why each failed that did; returns those."""
     table = Table(title=title, title_justify="left")
     for number, heading in enumerate(("job", "status", "validation", "test", "seconds")):
-        table.add_column(heading, justify="right" if number > 1 else "left", no_wrap=True)
+        justify: Literal["right", "left"] = "right" if number > 1 else "left"
+        table.add_column(heading, justify=justify, no_wrap=number > 0, overflow="fold")  # a sweep's names may be long
     failures = []
     for run_dir, record in records.items():
         if isinstance(record, str):
@@ -48,9 +49,7 @@ def _show(title: str, records: Mapping[Path, dict | str]) -> list[tuple[Path, st
         table.add_row(texts.one_line(run_dir.name), record["status"], *best, seconds)
         if record["status"] != "completed":
             failures.append((run_dir, record.get("error") or record["status"]))
-    text = io.StringIO()
-    Console(file=text, width=160, color_system=None, markup=False, emoji=False).print(table)
-    log.info("\n%s", text.getvalue().rstrip())
+    log.info("\n%s", fitted.text(table))
     for run_dir, reason in failures:
         log.info("%s: %s (%s)", run_dir.name, texts.one_line(reason), run_dir / "kdrun.log")
     return failures

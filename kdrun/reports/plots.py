@@ -1,5 +1,6 @@
 """Figures of a comparison: readable in grey and for the colour-blind (Okabe and Ito's colours)."""
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ STYLES: dict[str, dict[str, Any]] = {
     "distill": {"color": "#0072B2", "linestyle": "-", "marker": "o", "label": "distilled student"},
 }
 _BINS = 15
+_FEW = 10  # images of a bin: how many of them are right is chance
+_LEFT_OUT = 0.1  # of a curve's epochs, by which the axis is not stretched
+_WIDTH = 5.9  # inches, of a figure that stands beside others on the page
+_NUMBERED = 8  # temperatures, or alphas, of a heat map whose cells have numbers in them
+_RANKED = 3  # classes of an image that the teacher has second thoughts of
+_LINE = 34  # characters of a setting's name in a line
 
 
 def gains(
@@ -42,7 +49,15 @@ def gains(
         return None
     some = some.assign(chosen=some.index.isin(chosen)).sort_values(["chosen", "validation_accuracy"], ascending=False)
     some = some[:most][::-1]
-    figure = Figure(figsize=(9, 1.2 + 0.32 * len(some)), layout="constrained")
+    names = [
+        f"{row['control'] or row['objective']}, T = {row['temperature']:g}, α = {row['alpha']:g}"
+        + "".join(f", {key} = {value}" for key, value in differing.get(name, {}).items())
+        + " (chosen)" * bool(row["chosen"])
+        for name, row in some.iterrows()
+    ]
+    folded = [_folded(name) for name in names]
+    height = max(0.36, 0.1 + 0.14 * max(1 + name.count("\n") for name in folded))
+    figure = Figure(figsize=(_WIDTH, max(2.6, 1.2 + height * len(some))), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(-100 * margin, 100 * margin, color="#BBBBBB", alpha=0.4, linewidth=0)
     axes.axvline(0, color="black", linewidth=0.8)
@@ -55,17 +70,18 @@ def gains(
         axes.errorbar(
             100 * row["gain"], place - 0.08, xerr=reach, capsize=3, color=style["color"], marker=style["marker"]
         )
-    names = [
-        f"{row['control'] or row['objective']}, T = {row['temperature']:g}, α = {row['alpha']:g}"
-        + "".join(f", {key} = {value}" for key, value in differing.get(name, {}).items())
-        + " (chosen)" * bool(row["chosen"])
-        for name, row in some.iterrows()
-    ]
-    axes.set_yticks(range(len(some)), names, fontsize=8, parse_math=False)  # somebody else's words
+    axes.set_yticks(range(len(some)), folded, fontsize=8, parse_math=False)  # somebody else's words
+    axes.set_ylim(-0.7, len(some) - 0.3)
     axes.set_xlabel("gain over the student alone, points of test accuracy")
     _show_most(axes, some)
     axes.grid(axis="x", alpha=0.3)
     return figure
+
+
+def _folded(name: str) -> str:
+    """A setting's name on several lines where it is long; a key stays with its value."""
+    whole = name.replace(" = ", "\u00a0=\u00a0")  # at which nothing is broken
+    return textwrap.fill(whole, _LINE, max_lines=4, placeholder=" …").replace("\u00a0", " ")
 
 
 def _show_most(axes, rows: pd.DataFrame) -> None:
@@ -89,16 +105,19 @@ def _show_most(axes, rows: pd.DataFrame) -> None:
 
 
 def heat_maps(groups: pd.DataFrame) -> Figure | None:
-    """Mean accuracy by temperature and alpha, on validation and test, n in each cell; None for fewer than two cells.
+    """Mean accuracy by temperature and alpha, on validation and test; None for fewer than two cells.
 
-    Of the objective with the most of them, controls left out.
+    Of the objective with the most of them, controls left out. Where there are not too many, cells say it in numbers.
     """
     distilled = groups[groups["kind"] == DISTILLED]
     distilled = distilled[distilled["objective"].isin(distilled["objective"].mode()[:1])]
     if distilled[["temperature", "alpha"]].drop_duplicates().shape[0] < 2:
         return None
     temperatures, alphas = (sorted(distilled[key].unique()) for key in ("temperature", "alpha"))
-    figure = Figure(figsize=(2.6 + 1.5 * len(temperatures), 1.4 + 0.62 * len(alphas)), layout="constrained")
+    has_room = len(temperatures) <= _NUMBERED and len(alphas) <= _NUMBERED
+    wide, high = (1.2, 0.62) if has_room else (0.4, 0.25)  # inches of a cell
+    sides = max(_WIDTH, 2.2 + wide * len(temperatures)), max(2.6, 1.4 + high * len(alphas))
+    figure = Figure(figsize=sides, layout="constrained")
     for axes, key, title in zip(
         figure.subplots(1, 2, sharey=True),
         ("validation_accuracy", "test_accuracy"),
@@ -109,13 +128,13 @@ def heat_maps(groups: pd.DataFrame) -> Figure | None:
         counts = distilled.pivot_table(index="alpha", columns="temperature", values="n", aggfunc="sum")
         shown = axes.imshow(values, cmap="cividis", origin="lower", aspect="auto")
         middle = (np.nanmin(values) + np.nanmax(values)) / 2
-        for row, column in np.ndindex(values.shape):
+        for row, column in np.ndindex(values.shape) if has_room else ():
             if np.isfinite(value := values.iloc[row, column]):
                 text = f"{value:.2f}\nn = {counts.iloc[row, column]:.0f}"
                 colour = "black" if value > middle else "white"
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-        axes.set_xticks(range(len(temperatures)), [f"{t:g}" for t in temperatures])
-        axes.set_yticks(range(len(alphas)), [f"{a:g}" for a in alphas])
+        axes.set_xticks(range(len(temperatures)), [f"{t:.3g}" for t in temperatures], rotation=0 if has_room else 90)
+        axes.set_yticks(range(len(alphas)), [f"{a:.3g}" for a in alphas])
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("temperature")
         figure.colorbar(shown, ax=axes, shrink=0.8)
@@ -126,11 +145,12 @@ def heat_maps(groups: pd.DataFrame) -> Figure | None:
 def learning_curves(runs: Mapping[str, Sequence[str]]) -> Figure | None:
     """Validation accuracy by epoch: the mean over seeds and, as a band, from the lowest to the highest.
 
+    The axis is not stretched to the lowest tenth of a curve's epochs, at least one of several: the first mostly.
     `runs` gives run directories by stage; those without metrics.jsonl are left out.
     """
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
-    lowest = []
+    lowest, highest = [], []
     for stage, style in STYLES.items():
         read = [gathering.curves(run) for run in runs.get(stage, ()) if (Path(run) / "metrics.jsonl").exists()]
         if not read:
@@ -143,11 +163,12 @@ def learning_curves(runs: Mapping[str, Sequence[str]]) -> Figure | None:
         axes.fill_between(
             by_epoch.index, by_epoch["min"], by_epoch["max"], color=style["color"], alpha=0.2, linewidth=0
         )
-        lowest.append(by_epoch["mean"].median())
+        lowest.append(by_epoch["min"].quantile(_LEFT_OUT, interpolation="higher"))
+        highest.append(by_epoch["max"].max())
     if not lowest:
         return None
-    top = axes.get_ylim()[1]
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], min(lowest) - 3 * max(0.5, top - min(lowest))))
+    pad = 0.06 * (max(highest) - min(lowest)) or 1.0
+    axes.set_ylim(min(lowest) - pad, max(highest) + pad)
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy, %")
     axes.locator_params("x", integer=True)
@@ -156,49 +177,28 @@ def learning_curves(runs: Mapping[str, Sequence[str]]) -> Figure | None:
     return figure
 
 
-def accuracy_against(groups: pd.DataFrame) -> Figure | None:
-    """Test accuracy with its interval against parameters and, where it was measured, latency at batch 1."""
-    kinds = [("parameters", "parameters")]
-    if "latency_batch_1_median" in groups and groups["latency_batch_1_median"].notna().any():
-        groups = groups.assign(milliseconds=1e3 * groups["latency_batch_1_median"].astype(float))
-        kinds.append(("milliseconds", "milliseconds for one image (median)"))
-    figure = Figure(figsize=(4.2 * len(kinds), 3.6), layout="constrained")
-    for axes, (key, label) in zip(np.atleast_1d(figure.subplots(1, len(kinds), sharey=True)), kinds, strict=True):
-        for stage, style in STYLES.items():
-            some = groups[groups["kind"] == stage]
-            if some.empty:
-                continue
-            accuracy = 100 * some["test_accuracy"]
-            errors = np.nan_to_num(
-                100 * np.abs([some["test_accuracy_low"], some["test_accuracy_high"]] - some["test_accuracy"].to_numpy())
-            )
-            axes.errorbar(some[key], accuracy, yerr=errors, capsize=2, alpha=0.8, **{**style, "linestyle": "none"})
-        if groups[key].max() > 10 * groups[key].min():
-            axes.set_xscale("log")
-        axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("test accuracy, %")
-    figure.axes[0].legend(fontsize=8, frameon=False)
-    return figure
-
-
 def reliability(runs: Mapping[str, Sequence[str]]) -> Figure:
-    """Accuracy against confidence on the test set, in bins, over all seeds of a stage's runs."""
-    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    """Accuracy against confidence on the test set, in bins, over all seeds of a kind's runs; mean calibration error.
+
+    Bins of a few images are left out, unless all are so small.
+    """
+    figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="perfectly calibrated")
     for stage, style in STYLES.items():
         if not runs.get(stage):
             continue
-        parts = []
+        parts, errors = [], []
         for run in runs[stage]:
             labels, logits = predictions.read(run)
             parts.append(metrics.confidences(logits, labels, _BINS))
+            errors.append(metrics.calibration_error(logits, labels))
         confidence, right, which = (np.concatenate(part) for part in zip(*parts, strict=True))
         counts = np.bincount(which, minlength=_BINS)
-        filled = counts > 0
+        filled = counts >= min(_FEW, counts.max())
         means = [np.bincount(which, values, _BINS)[filled] / counts[filled] for values in (confidence, right)]
-        axes.plot(*means, markersize=4, **style)
+        label = f"{style['label']}, ECE {np.mean(errors):.4f}"
+        axes.plot(*means, markersize=4, **{**style, "label": label})
     axes.set_xlabel("confidence")
     axes.set_ylabel("accuracy")
     axes.legend(fontsize=8, frameon=False)
@@ -211,7 +211,7 @@ def confusion_difference(distilled: Sequence[str], alone: Sequence[str], names: 
     have `names`."""
     difference = _confusions(distilled) - _confusions(alone)
     np.fill_diagonal(difference, 0)
-    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 4.9), layout="constrained")
     axes = figure.subplots()
     most = max(float(np.abs(difference).max()), 1.0)
     coloured = axes.imshow(difference, cmap="RdBu_r", vmin=-most, vmax=most)
@@ -240,45 +240,50 @@ def what_the_teacher_knows(
     names: Sequence[str],
     most: int = 8,
 ) -> Figure | None:
-    """Test images that the teacher is least sure of and yet gets right, with its probabilities at T = 1 and at the
-    run's T beside the student's; None where it gets none right.
+    """Test images of which the teacher has second thoughts: their label is one of its two best classes, and the second
+    one is as likely as can be. Beside each, its label and the best classes: the teacher's probabilities at T = 1 and at
+    the run's T, and the student's; None where the label is never among the two.
 
     Images uint8 [n, height, width, channels], logits [n, classes]; classes have `names`.
     """
     probabilities = np.exp(metrics.log_softmax(teacher))
-    right = np.flatnonzero(np.argmax(teacher, axis=1) == labels)
-    order = right[np.argsort(probabilities[right].max(axis=1), kind="stable")][:most]
-    if not len(order):
+    ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :_RANKED]
+    doubted = np.flatnonzero((ranked[:, :2] == labels[:, None]).any(axis=1))
+    second = probabilities[doubted, ranked[doubted, 1]]
+    chosen = doubted[np.argsort(-second, kind="stable")][:most]
+    if not len(chosen):
         return None
-    classes = teacher.shape[1]
-    figure = Figure(figsize=(7, 0.5 + 0.95 * len(order)), layout="constrained")
-    grid = figure.subplots(len(order), 2, width_ratios=[1, 7], squeeze=False)
-    for (left, axes), index in zip(grid, order, strict=True):
+    shown: list[tuple[str, np.ndarray, str, str | None]] = [("teacher, T = 1", probabilities, "#009E73", None)]
+    if temperature != 1:
+        of_run = np.exp(metrics.log_softmax(teacher / temperature))
+        shown.append((f"teacher, T = {temperature:g}", of_run, "#9ADBC5", "//"))
+    shown.append(("distilled student, T = 1", np.exp(metrics.log_softmax(student)), "#0072B2", None))
+    rows = -(-len(chosen) // 2)
+    figure = Figure(figsize=(_WIDTH, 0.5 + 1.12 * rows), layout="constrained")
+    grid = figure.subplots(rows, 4, width_ratios=[1, 1.7, 1, 1.7], squeeze=False).reshape(-1, 2)
+    named = drawable(names)
+    for (left, axes), index in zip(grid, chosen, strict=False):
         left.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255)
-        left.axis("off")
-        places = np.arange(classes)
-        shown = (
-            ("teacher, T = 1", probabilities[index], "#009E73", None),
-            (
-                f"teacher, T = {temperature:g}",
-                np.exp(metrics.log_softmax(teacher / temperature))[index],
-                "#9ADBC5",
-                "//",
-            ),
-            ("distilled student, T = 1", np.exp(metrics.log_softmax(student))[index], "#0072B2", None),
-        )
+        places = np.arange(ranked.shape[1])
+        height = 0.8 / len(shown)
         for number, (label, values, colour, hatch) in enumerate(shown):
-            axes.bar(
-                places + 0.27 * (number - 1), values, 0.27, color=colour, hatch=hatch, label=label, edgecolor="white"
+            at = places + height * (number - (len(shown) - 1) / 2)
+            axes.barh(
+                at, values[index, ranked[index]], height, color=colour, hatch=hatch, label=label, edgecolor="white"
             )
-        axes.set_ylim(0, 1)
-        axes.set_yticks([0, 1])
-        if classes <= 20:
-            axes.set_xticks(places, [""] * classes)
-    if classes <= 20:
-        named = drawable(names)
-        axes.set_xticks(places, named, rotation=upright(named), parse_math=False)
-    grid[0][1].legend(fontsize=7, ncols=3, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.5, 1], ["0", "", "1"], fontsize=7)
+        axes.invert_yaxis()
+        axes.set_yticks(places, [named[each] for each in ranked[index]], fontsize=8, parse_math=False)
+        axes.set_title(
+            f"true label: {named[labels[index]]}", fontsize=8, fontweight="bold", loc="left", parse_math=False
+        )
+    for left, axes in grid:
+        left.axis("off")
+        axes.set_visible(bool(axes.containers))
+    figure.legend(
+        *grid[0][1].get_legend_handles_labels(), fontsize=7, ncols=3, frameon=False, loc="outside upper center"
+    )
     return figure
 
 

@@ -1,14 +1,12 @@
 """Tables that a run of several stages ends with."""
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from kdrun.comparison.kinds import TEACHER
+from kdrun.reports import fitted
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +45,7 @@ def comparison(rows: Sequence[Mapping]) -> None:
             f"{row['steps']:,}",
             f"{row['training_seconds']:,.0f}",
         )
-    text = io.StringIO()
-    Console(file=text, width=120, color_system=None).print(table)
-    log.info("\n%s", text.getvalue().rstrip())
+    log.info("\n%s", fitted.text(table))
     for row in rows:
         log.info("%s: %s", NAMES[row["stage"]], row["run"])
 
@@ -57,35 +53,36 @@ def comparison(rows: Sequence[Mapping]) -> None:
 def exports(exported: Sequence[Mapping]) -> None:
     """Log what an export's files are worth: size, accuracy beside the run's, latency of one image, memory."""
     count = exported[0]["parity"]["count"]
-    table = Table(title=f"Exported, each asked for {count:,} test images in its own runtime", title_justify="left")
-    headings = (
-        "kB",
-        "accuracy",
-        "change, points (95 %)",
-        "lost",
-        "agreement",
-        "1 thread, ms",
-        "all, ms",
-        "MB of memory",
-    )
-    for number, heading in enumerate(("", *headings)):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    count = exported[0]["parity"]["count"]
+    columns: dict[str, list[str]] = {}
     for each in exported:
         parity, change = each["parity"], each["parity"]["change"]
         latency = [f"{1e3 * each['latency'][threads]['median']:.3g}" for threads in ("one_thread", "all_threads")]
-        table.add_row(
-            each["file"],
-            f"{each['bytes'] / 1e3:,.0f}",
-            f"{parity['accuracy']:.2%}",
-            f"{100 * change['gain']:+.2f} ({100 * change['low']:+.2f} to {100 * change['high']:+.2f})",
-            f"{parity['lost']:,}",
-            f"{parity['agreement']:.2%}",
-            *latency,
-            f"{each['peak_memory'] / 1e6:,.0f}" if each["peak_memory"] else "",
-        )
-    text = io.StringIO()
-    Console(file=text, width=130, color_system=None).print(table)
-    log.info("\n%s", text.getvalue().rstrip())
+        cells = {
+            "": each["file"],
+            "kB": f"{each['bytes'] / 1e3:,.0f}",
+            "accuracy": f"{parity['accuracy']:.2%}",
+            "change, points (95 %)": (
+                f"{100 * change['gain']:+.2f} ({100 * change['low']:+.2f} to {100 * change['high']:+.2f})"
+            ),
+            "lost": f"{parity['lost']:,}",
+            "agreement": f"{parity['agreement']:.2%}",
+            "1 thread, ms": latency[0],
+            "all, ms": latency[1],
+            "MB of memory": f"{each['peak_memory'] / 1e6:,.0f}" if each["peak_memory"] else "",
+        }
+        for heading, cell in cells.items():
+            columns.setdefault(heading, []).append(cell)
+
+    def table(kept: Sequence[str]) -> Table:
+        found = Table(title=f"Exported, each asked for {count:,} test images in its own runtime", title_justify="left")
+        for heading in kept:
+            fitted.add_column(found, heading, columns[heading])
+        for row in zip(*(columns[heading] for heading in kept), strict=True):
+            found.add_row(*row)
+        return found
+
+    log.info("\n%s", fitted.widest(table, list(columns), ["all, ms", "MB of memory"]))
 
 
 def classes(names: Sequence[str], counts: Mapping[str, Sequence[int]], most: int = 40) -> None:
@@ -95,13 +92,11 @@ def classes(names: Sequence[str], counts: Mapping[str, Sequence[int]], most: int
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for place, name in enumerate(names):
         if len(names) <= most or not most // 2 <= place < len(names) - most // 2:
-            table.add_row(escape(name), *(f"{of_split[place]:,}" for of_split in counts.values()))
+            table.add_row(name, *(f"{of_split[place]:,}" for of_split in counts.values()))
         elif place == most // 2:
             table.add_row("...")
     table.add_row("all", *(f"{sum(of_split):,}" for of_split in counts.values()))
-    text = io.StringIO()
-    Console(file=text, width=120, color_system=None).print(table)
-    log.info("\n%s", text.getvalue().rstrip())
+    log.info("\n%s", fitted.text(table))
 
 
 def networks(rows: Sequence[Mapping]) -> None:
@@ -115,9 +110,7 @@ def networks(rows: Sequence[Mapping]) -> None:
         test = row["test"]
         accuracies = [f"{test['accuracy']:.2%}", *[_balanced(test)] * unbalanced]
         table.add_row(row["name"], *accuracies, f"{test['errors']:,}", f"{test['cross_entropy']:.4f}")
-    text = io.StringIO()
-    Console(file=text, width=120, color_system=None).print(table)
-    log.info("\n%s", text.getvalue().rstrip())
+    log.info("\n%s", fitted.text(table))
     for row in rows:
         if row["run"]:
             log.info("%s: %s", row["name"], row["run"])

@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kdrun.runtime import terminal
+
 if TYPE_CHECKING:
     from rich.live import Live
 
@@ -16,19 +18,16 @@ class Table:
     """The table, drawn from the first `show` on."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console()
         self._live: Live | None = None
 
     def show(self, tasks: Sequence["Task"], workers: int) -> None:
         """Draw it as it is now."""
-        if not self._console.is_terminal or not tasks:
+        if not terminal.is_animated() or not tasks:
             return
         if self._live is None:
             from rich.live import Live
 
-            self._live = Live(console=self._console, transient=True, refresh_per_second=4)
+            self._live = Live(console=terminal.canvas(), transient=True, refresh_per_second=4)
             self._live.start()
         self._live.update(_drawn(tasks, workers))
 
@@ -58,7 +57,7 @@ def _drawn(tasks: Sequence["Task"], workers: int):
         far = task.progress
         grid.add_row(
             task.name,
-            task.status if task.status != "running" or far else "starting",
+            task.status if task.status != "running" or far else task.doing or "starting",
             f"{far['epoch']:.0f}/{far['epochs']:.0f}" if far else "",
             f"{far['accuracy']:.3f}" if far else "",
             f"{far['images_per_second']:,.0f}" if far and task.status == "running" else "",

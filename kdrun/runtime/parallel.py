@@ -6,10 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import Progress
 
-from kdrun.runtime import progress, signals
+from kdrun.runtime import signals, terminal
 
 Thing = TypeVar("Thing")
 
@@ -32,9 +31,8 @@ def in_blocks(
     """A task's results for all things, in order, a list for every `at_once` of them; by so many threads, since Pillow
     lets others run. `called` is what the bar says, and `total` how many things there are, where that is known. Raises
     Stopped after a signal."""
-    console = Console()
     with (
-        Progress(console=console, transient=True, disable=not console.is_terminal or progress.is_elsewhere()) as bar,
+        Progress(console=terminal.canvas(), transient=True, disable=not terminal.is_animated()) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
         line = bar.add_task(called, total=total)

@@ -16,6 +16,7 @@ def is_elsewhere() -> bool:
 
 
 def tell(**values: str | float) -> None:
-    """Say how far a run is: `step` of `steps`, `epoch` of `epochs`, `accuracy`, `images_per_second`."""
+    """Say how far a run is: `step` of `steps`, `epoch` of `epochs`, `accuracy`, `images_per_second`; before its first
+    step, what it is `doing`."""
     for each in _tell:
         each(values)

@@ -1,4 +1,4 @@
-"""Loading TensorFlow without its start-up noise, and our own lines on the terminal."""
+"""Loading TensorFlow without its start-up noise."""
 
 import gc
 import logging
@@ -6,33 +6,16 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from kdrun.errors import KdrunError
+from kdrun.runtime import terminal
 
 # what every start of TensorFlow says, on a machine with or without a GPU; other lines are shown
 _NOISE = re.compile(
     r"^I\d{4} |^WARNING: All log messages before absl|rebuild TensorFlow with|failed call to cuInit|^\s*$"
 )
-
-
-class _Console(logging.Handler):
-    """Prints to whatever standard output is at the moment, so that lines pass above a live progress bar; where that is
-    gone or has no room, a run goes on without them."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
-            print(self.format(record), file=sys.stdout, flush=True)
-
-
-def log_to_terminal() -> None:
-    """Print kdrun's log lines; safe to call again."""
-    logger = logging.getLogger("kdrun")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    if not any(isinstance(handler, _Console) for handler in logger.handlers):
-        logger.addHandler(_Console())
 
 
 def threads_of_its_own() -> int:
@@ -64,7 +47,7 @@ def load_tensorflow(wanted: int | None = None, devices: int = 1) -> None:
         return
     gc.disable()  # TensorFlow's million objects stay: looking through them again and again costs a second
     try:
-        with quiet():
+        with terminal.doing("loading TensorFlow"), quiet():
             import tensorflow as tf
 
             if wanted != threads_of_its_own():
@@ -73,10 +56,16 @@ def load_tensorflow(wanted: int | None = None, devices: int = 1) -> None:
                 _set_devices(tf, devices)
             tf.config.list_physical_devices()
             tf.constant(0)  # the devices greet when they are first used
+        logging.getLogger("tensorflow").addFilter(_is_news)
         gc.freeze()
         _loaded_with[:] = [_Loaded(wanted, devices)]
     finally:
         gc.enable()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a warning is one: each job of a process has functions of its own, of which none is traced again."""
+    return "triggered tf.function retracing" not in str(record.msg)
 
 
 class _Loaded(NamedTuple):
@@ -123,6 +112,7 @@ def _set_threads(tf, wanted: int) -> None:
 def quiet() -> Iterator[None]:
     """While inside, an import of TensorFlow says nothing that every start says, and has tf_keras behind tf.keras."""
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Keras 3 is then never imported
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # later, too: warnings and errors alone
     # TensorFlow's C++ code writes to file descriptor 2, past sys.stderr
     sys.stderr.flush()
     with open(os.memfd_create("said"), "w+b") as said:  # in memory: no disk has to have room for it

@@ -42,6 +42,7 @@ class Task:
     threads: int = 1
     devices: int = 1
     status: str = "waiting"  # running, done, failed
+    doing: str = ""  # before its first step
     progress: dict[str, Any] = field(default_factory=dict)
     result: Any = None
     error: BaseException | None = None
@@ -189,6 +190,8 @@ class Pool:
                 continue
             if "log" in line:
                 log.log(line["level"], "%s: %s", task.name, line["log"])
+            elif "doing" in line:
+                task.doing = line["doing"]
             elif "progress" in line:
                 worker.has_stepped = True
                 task.progress = line["progress"]

@@ -14,7 +14,7 @@ from kdrun.models import build as models
 from kdrun.objectives import selection
 from kdrun.runs import directory
 from kdrun.runs import record as runs
-from kdrun.runtime import devices
+from kdrun.runtime import devices, terminal
 from kdrun.teachers import cache, checkpoint, foreign, initial, kinds, logits_file, overlap
 from kdrun.teachers.sources import is_run, learned_from
 
@@ -65,7 +65,9 @@ def cache_folder(config: Mapping) -> None:
 
 def sizes(data: Mapping) -> None:
     """Raises InputError where the sizes of splits are not to be had."""
-    whole, held_out = datasets.whole(data), datasets.validation_count(data)
+    with terminal.doing(f"reading the images of {data.get('path') or data['name']}"):  # for the first time
+        whole = datasets.whole(data)
+    held_out = datasets.validation_count(data)
     count = len(whole.training.labels)
     if held_out >= count:
         raise InputError(

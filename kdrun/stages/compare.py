@@ -11,6 +11,7 @@ from kdrun.registry import register
 from kdrun.runs import directory
 from kdrun.runs import record as records
 from kdrun.runs.recording import recording
+from kdrun.tracking import links
 from kdrun.tracking import tracker as tracking
 
 
@@ -42,6 +43,8 @@ def compared(config: Mapping, places, run_dir: Path, table: bool = True) -> dict
     margin = config["compare"]["margin"] / 100
     earlier = looks.earlier(config["outputs"], run_dir)
     results = comparison.report(gathering.frame(*places), run_dir, margin, earlier, table, config["data"])
+    if (run_dir / links.EVENTS).exists():  # which there are not where nothing can be used
+        links.add(config["outputs"], run_dir, f"{config['stage']} {run_dir.name}")
     _tell_trackers(config, run_dir)
     return results
 

@@ -27,7 +27,7 @@ def look(config: Mapping, run_dir: Path) -> dict:
     """
     from kdrun.data import report
     from kdrun.reports import contact_sheet, tables
-    from kdrun.tracking import events
+    from kdrun.tracking import events, links
 
     dataset = datasets.load(config["data"], config["seed"])
     with recording(run_dir, config, dataset_sha256=dataset.sha256) as record:
@@ -38,7 +38,8 @@ def look(config: Mapping, run_dir: Path) -> dict:
         figure.savefig(buffer, format="png", dpi=150)
         sheet = run_dir / "contact_sheet.png"
         files.write_bytes(sheet, buffer.getbuffer())
-        events.write(run_dir / "tensorboard", {"contact_sheet": sheet})
+        events.write(run_dir / links.EVENTS, {"contact_sheet": sheet})
+        links.add(config["outputs"], run_dir, f"data {run_dir.name}")
         height, width, channels = dataset.train.images.shape[1:]
         log.info(
             "data: %dx%d pixels, %d channel(s), %d classes, sha256 %s",

@@ -63,7 +63,7 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(_Sent(say))
-    progress.goes_to(lambda values: say({"progress": values}))
+    progress.goes_to(lambda values: say(values if "doing" in values else {"progress": values}))
     tasks: SimpleQueue[dict | None] = SimpleQueue()
     threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
     while (task := tasks.get()) is not None:

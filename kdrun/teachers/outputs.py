@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from rich.console import Console
 from rich.progress import Progress
 
 from kdrun.config.keys import DATA
@@ -27,7 +26,7 @@ from kdrun.models import preprocessing, surgery
 from kdrun.models.augmentation import augment
 from kdrun.runs import identity
 from kdrun.runs import record as runs
-from kdrun.runtime import precision
+from kdrun.runtime import precision, terminal
 from kdrun.storage import files
 from kdrun.teachers import cache, checkpoint, foreign, kinds, logits_file
 from kdrun.training import network
@@ -135,9 +134,9 @@ def _cached(
     config: Mapping, dataset: Dataset, shapes: cache.Shapes, key: Mapping, load: Callable[[], tuple]
 ) -> dict[str, np.ndarray] | None:
     """What is cached under a key; `load` is for the case that it has to be asked: see `_teacher`."""
-    folder, console = Path(config["cache_dir"]), Console()
+    folder = Path(config["cache_dir"])
     try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        with Progress(console=terminal.canvas(), transient=True, disable=not terminal.is_animated()) as bar:
             ask = partial(_ask, once(load), config, dataset, bar)
             return cache.obtain(folder, key, shapes, ask)
     except OSError as error:

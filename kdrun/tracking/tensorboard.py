@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @register("tracker", "tensorboard")
 class TensorBoard(Tracker):
-    """Event files below the run's tensorboard/, one folder a split: train, validation, test."""
+    """Event files below the run's tensorboard/, one folder a split: train, validation, test; links.py names them."""
 
     def __init__(self, *, histograms: bool):
         self._histograms = histograms
@@ -29,15 +29,17 @@ class TensorBoard(Tracker):
 
         Config and hyperparameters are shown as text and in the HParams tab.
         """
-        from kdrun.tracking import events, summaries
+        from kdrun.tracking import events, links, summaries
 
         # what came after the last epoch comes again; the test set's come at the very end, all at once
         epoch = run.epoch * run.steps_per_epoch
         kept = {"train": epoch, "validation": epoch, "test": 0} if run.step else {}
         for split in ("train", "validation", "test"):
-            folder = run.run_dir / "tensorboard" / split
+            folder = run.run_dir / links.EVENTS / split
             summaries.cut(folder, kept.get(split, -1))
             self._writers[split] = events.Events(folder)
+        if "outputs" in run.config:
+            links.add(run.config["outputs"], run.run_dir, links.name(run))
         if not run.step:
             self._writers["train"].add(0, summaries.config(run.config))
             self._writers["test"].add(0, summaries.hyperparameters(run.hyperparameters, run.run_dir.name))

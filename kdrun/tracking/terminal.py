@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from kdrun.registry import register
-from kdrun.runtime import progress
+from kdrun.runtime import terminal
 from kdrun.tracking.tracker import Epoch, Run, Steps, Tracker
 
 if TYPE_CHECKING:
@@ -17,19 +17,17 @@ log = logging.getLogger(__name__)
 
 @register("tracker", "terminal")
 class Terminal(Tracker):
-    """A progress bar where standard output is a terminal; log lines that kdrun.log has, too."""
+    """A progress bar where something may move on a terminal; log lines that kdrun.log has, too."""
 
     _bar: Progress | None = None
 
     def start(self, run: Run) -> None:
-        """Show the bar, unless another process shows how far this one is."""
+        """Show the bar, unless nothing moves there, or another process shows how far this one is."""
         self._title, self._epochs = run.title, run.epochs
-        if progress.is_elsewhere():
+        if not terminal.is_animated():
             return
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        console = Console()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -38,7 +36,7 @@ class Terminal(Tracker):
             TimeRemainingColumn(),
             TextColumn("left"),
         )
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = Progress(*columns, console=terminal.canvas(), transient=True)
         self._task = self._bar.add_task(run.title, total=run.epochs * run.steps_per_epoch, shown="compiling")
         self._bar.start()
         if run.step:
@@ -48,15 +46,14 @@ class Terminal(Tracker):
         """Move the bar on."""
         loss, accuracy = steps.latest["loss"], steps.latest["accuracy"]
         shown = f"loss {loss:.4f}, accuracy {accuracy:.3f}, {steps.images_per_second:,.0f} images/s"
-        if self._bar is not None:  # else the progress is shown by another process
+        if self._bar is not None:  # else nothing moves there, or another process shows it
             self._bar.update(self._task, completed=steps.step, shown=shown)
 
     def epoch(self, epoch: Epoch) -> None:
         """Log the epoch's line."""
         train, validation = epoch.train, epoch.validation
         log.info(
-            "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation cross-entropy %.4f  accuracy %.4f%s  |  "
-            "%s images/s%s",
+            "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation CE %.4f  accuracy %.4f%s  |  %s images/s%s",
             self._title,
             epoch.number,
             self._epochs,

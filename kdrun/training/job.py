@@ -15,6 +15,7 @@ from kdrun.models import build as models
 from kdrun.models import surgery
 from kdrun.models.synchronisation import synchronise
 from kdrun.models.weights import save_weights
+from kdrun.runtime import terminal
 from kdrun.runtime.tensorflow import device_names
 from kdrun.tracking.tracker import Trackers
 from kdrun.training import loop, schedules, state
@@ -112,9 +113,11 @@ class TrainingJob:
 
 def prepare(job: TrainingJob) -> Program:
     """Build a job's network as it is before its first step, compiled; a sweep's next job may get the same one again."""
-    program = reuse_or_build(job.compile_key, lambda: _build(job))
-    program.network.reset(job.settings.seed)
-    program.follow()
+    what = "the network" if job.supervision is ON_LABELS else "the student, with what teaches it"
+    with terminal.doing(f"building {what}"):
+        program = reuse_or_build(job.compile_key, lambda: _build(job))
+        program.network.reset(job.settings.seed)
+        program.follow()
     return program
 
 

@@ -685,15 +685,21 @@ def _options(group: str) -> set[str]:
 
 
 def _section(text: str, title: str) -> list[str]:
+    """Its rows, without the lines on which one goes on."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.strip().startswith(title)) + 1
     end = next(i for i in range(start, len(lines) + 1) if i == len(lines) or not lines[i].strip())
-    return [line.strip() for line in lines[start:end]]
+    return [line.strip() for line in lines[start:end] if re.match(r"  \S", line)]
 
 
 def test_help_lists_every_stage_and_preset(helped):
+    folders = {f"{path.name}/..." for path in (config_dir() / "experiment").iterdir() if path.is_dir()}
     assert {line.split()[0] for line in _section(helped, "Stages")} == _options("stage")
-    assert {line.split()[0] for line in _section(helped, "Presets")} == _options("experiment") | {"paper/..."}
+    assert {line.split()[0] for line in _section(helped, "Presets")} == _options("experiment") | folders
+
+
+def test_help_fits_a_terminal_of_80_columns(helped):
+    assert max(map(len, helped.splitlines())) <= 80
 
 
 def test_help_states_the_defaults_of_the_config(helped):

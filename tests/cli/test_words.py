@@ -7,6 +7,9 @@ import shlex
 import pytest
 from test_cli import ON_NPZ, STUDENT, assert_refused
 
+from kdrun.cli import offers
+from kdrun.config.mistakes import SYNONYMS
+
 
 def assert_gets_as_far_as_tensorflow(ended):
     """Everything is checked by then."""
@@ -76,6 +79,77 @@ def test_the_users_own_folder(command, tmp_path, write_npz, monkeypatch):
 def test_what_was_meant_is_said(command, tmp_path, given, expected):
     assert_refused(command(*given), *expected)
     assert os.listdir(tmp_path) == []
+
+
+MEANT = {
+    "teacher.temprature=4": "temperature=4",
+    "lr=0.1": "optimizer.learning_rate=0.1",
+    "LR=0.1": "optimizer.learning_rate=0.1",
+    "teacher.lr=0.1": "teacher.optimizer.learning_rate=0.1",
+    "student.optimizer.lr=0.1": "student.optimizer.learning_rate=0.1",
+    "bs=8": "batch_size=8",
+    "wd=0": "optimizer.weight_decay=0",
+    "T=4": "temperature=4",
+    "epoch=3": "epochs=3",
+    "student.epoch=3": "student.epochs=3",
+    "stge=teacher": "stage=teacher",
+    "optim=adam": "optimizer=adam",
+    "arch=mlp": "model@student.model=mlp",
+    "modle@student.model=mlp": "model@student.model=mlp",
+    "dataset=mnist": "data=mnist",
+    "model.growth_rate=8": "student.model.growth_rate=8",
+    "flip=true": "data.augment.flip=true",
+    "student.alpha=0.5": "alpha=0.5",
+    "quick": "experiment=quick",
+    "quik": "experiment=quick",
+    "techer": "stage=teacher",
+    "adam": "optimizer=adam",
+}
+
+
+@pytest.mark.parametrize("given", MEANT)
+def test_what_was_meant_is_advised(command, given):
+    ended = command(given)
+    key, equals, value = given.partition("=")
+    advised = re.search(r"Did you mean ([^?,]+)", ended.err)[1]
+    assert_refused(ended, f"{key}: ")
+    assert (f"{advised}={value}" if equals else advised) == MEANT[given]
+
+
+def test_what_is_advised_can_be_typed(command):
+    """Choices one by one, keys all at once."""
+    advised = dict.fromkeys(MEANT.values())
+    choices = [word for word in advised if re.match(r"stage|experiment|model@", word)]
+    for words in (*([word] for word in choices), [word for word in advised if word not in choices]):
+        assert command("--cfg", "job", *words).code == 0, words
+
+
+@pytest.mark.parametrize(
+    ("given", "goes_with"),
+    [
+        ("optimizer.momentum=0.5", "optimizer=sgd"),
+        ("momentum=0.5", "optimizer=sgd"),
+        ("student.model.depth=8", "model@student.model=resnet"),
+        ("objective.dkd.target_weight=2", "objective=dkd"),
+        ("data_dir=photos", "data=folder"),
+        ("inputs=photos", "stage=predict"),
+    ],
+)
+def test_a_key_of_another_choice_is_told_with_it(command, given, goes_with):
+    ended = command(given)
+    assert_refused(ended, "goes with", goes_with)
+    meant = re.search(r"Did you mean ([^?]+)", ended.err)
+    typed = f"{meant[1] if meant else given.partition('=')[0]}={given.partition('=')[2]}"
+    assert command("--cfg", "job", goes_with, typed).code == 0
+
+
+def test_other_names_of_keys_stand_for_keys_that_there_are():
+    known = [*offers.keys([]), *offers.groups()]
+    for word, meant in SYNONYMS.items():
+        assert word not in known
+        for each in meant:
+            ends = [key for key in known if each in (key, key.split(".")[-1])]
+            assert ends or offers.elsewhere(each), (word, each)
 
 
 def test_a_presets_key_that_a_net_has_not_can_be_taken_out(command):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from kdrun.comparison import studies
 from kdrun.data.datasets import Split
-from kdrun.reports import comparison, figures, plots
+from kdrun.reports import comparison, devices, figures, plots
 
 COLOURS = {"teacher": "#009e73", "student alone": "#d55e00", "control": "#777777", "distilled student": "#0072b2"}
 NAMES = {"teacher": "teacher", "student": "student alone", "control": "control", "distill": "distilled student"}
@@ -106,6 +106,9 @@ def test_heat_maps_show_validation_and_test_each_by_temperature_and_alpha():
         }
     assert [label.get_text() for label in validation.get_yticklabels()] == ["0.5", "0.9"]
     assert (validation.get_xlabel(), validation.get_ylabel()) == ("temperature", "alpha")
+    many = [{**rows[0], "temperature": 1.0 + number} for number in range(30)]
+    figure = plots.heat_maps(pd.DataFrame(many))
+    assert figure.get_figwidth() < 15 and not figure.axes[0].texts and len(figure.axes[0].get_xticks()) == 30
 
 
 def test_learning_curves_are_the_validation_accuracy_of_each_kind(tmp_path):
@@ -131,6 +134,17 @@ def test_learning_curves_are_the_validation_accuracy_of_each_kind(tmp_path):
     assert {(x, round(y, 6)) for x, y in band} == {(1, 50), (1, 70), (2, 80), (2, 90)}
 
 
+def test_the_axis_of_learning_curves_is_not_ruined_by_the_first_epochs(tmp_path):
+    late = [0.1, 0.2, *np.linspace(0.8, 0.9, 18)]
+    runs = {"student": [made_up(tmp_path / "s", {}, [0.1, 0.85, 0.86])], "distill": [made_up(tmp_path / "d", {}, late)]}
+    (axes,) = plots.learning_curves(runs).axes
+    low, high = axes.get_ylim()
+    assert 78 < low < 80 and 90 < high < 92
+    runs["student"] = [made_up(tmp_path / "one", {}, [0.3])]  # a single epoch is not left out
+    (axes,) = plots.learning_curves(runs).axes
+    assert axes.get_ylim()[0] < 30
+
+
 def test_accuracy_against_parameters_and_latency_has_each_kind_at_its_place():
     kinds = {"teacher": 1, "student": 2, "control": 3, "distill": 4}
     rows = [
@@ -138,7 +152,9 @@ def test_accuracy_against_parameters_and_latency_has_each_kind_at_its_place():
         | {"test_accuracy_low": 0.85 + n / 100, "test_accuracy_high": 0.91 + n / 100}
         for kind, n in kinds.items()
     ]
-    by_size, by_latency = plots.accuracy_against(pd.DataFrame(rows)).axes
+    table = pd.DataFrame([*rows, {**rows[3], "test_accuracy": 0.7}], index=[*kinds, "another"])
+    figure = devices.accuracy_against(table, kinds)
+    by_size, by_latency = figure.axes
     for axes, factor in ((by_size, 1000), (by_latency, 1)):
         drawn = {container.get_label(): container for container in axes.containers}
         assert drawn.keys() == set(NAMES.values())
@@ -148,27 +164,46 @@ def test_accuracy_against_parameters_and_latency_has_each_kind_at_its_place():
             assert [value[0] for value in points.get_data()] == pytest.approx([factor * n, 90 + n])
             ((low, high),) = bars.get_segments()
             assert (low[1], high[1]) == pytest.approx((85 + n, 91 + n))
+        (pale,) = [line for line in axes.get_lines() if line.get_alpha() == 0.35 and len(line.get_xdata())]
+        assert [value[0] for value in pale.get_data()] == pytest.approx([4 * factor, 70])
+        assert axes.get_xlim()[0] == 0
     assert by_size.get_xlabel() == "parameters" and by_latency.get_xlabel().startswith("milliseconds")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(NAMES.values())
+    far = table.assign(parameters=[10**n for n in range(3, 8)]).drop(columns="latency_batch_1_median")
+    (axes,) = devices.accuracy_against(far, kinds).axes
+    assert axes.get_xscale() == "log"
 
 
 def test_reliability_is_accuracy_by_confidence_of_each_kind(tmp_path):
     wrongs = {"distill": 10, "student": 25, "teacher": 5}
     runs = {kind: [made_up(tmp_path / kind, {(0, 1): count}, sure=3.0)] for kind, count in wrongs.items()}
     runs["teacher"].append(made_up(tmp_path / "unsure", {(0, 1): 15}, sure=0.5))
+    few = made_up(tmp_path / "few", {(0, 1): 10}, sure=3.0)
+    with np.load(f"{few}/predictions/test.npz") as saved:
+        arrays = dict(saved)
+    arrays["logits"][:9] *= 0.1  # nine images of another bin
+    np.savez(f"{few}/predictions/test.npz", **arrays)
+    runs["student"] = [few]
     (axes,) = plots.reliability(runs).axes
-    drawn = lines_of(axes)
+    drawn = {label.partition(", ECE ")[0]: (label, *line) for label, line in lines_of(axes).items()}
 
     def confidence(sure: float) -> float:
         return np.exp(sure) / (np.exp(sure) + CLASSES - 1)
 
-    assert drawn["perfectly calibrated"][1:] == ([0, 1], [0, 1])
+    assert drawn["perfectly calibrated"][2:] == ([0, 1], [0, 1])
     for kind, count in wrongs.items():
-        colour, confidences, accuracies = drawn[NAMES[kind]]
+        label, colour, confidences, accuracies = drawn[NAMES[kind]]
         assert colour == COLOURS[NAMES[kind]]
-        expected = [(confidence(3.0), 1 - min(count, 20) / 60)]  # there are twenty of a class
+        expected = [(confidence(3.0), 1 - count / 60)]
+        apart = [abs(confidence(3.0) - expected[0][1])]
         if kind == "teacher":
             expected.insert(0, (confidence(0.5), 1 - 15 / 60))
+            apart.append(abs(confidence(0.5) - 0.75))
+        if kind == "student":  # its nine unsure images, three of them wrong, are in no point
+            expected = [(confidence(3.0), 1 - 7 / 51)]
+            apart = [(51 * abs(confidence(3.0) - 44 / 51) + 9 * abs(confidence(0.3) - 6 / 9)) / 60]
         assert list(zip(confidences, accuracies, strict=True)) == [pytest.approx(point) for point in expected]
+        assert label == f"{NAMES[kind]}, ECE {np.mean(apart):.4f}"
 
 
 def test_the_difference_of_confusions_is_distilled_less_alone(tmp_path):
@@ -241,30 +276,36 @@ def test_pictures_of_a_run_are_of_its_best_weights(tmp_path):
     assert pictures["misclassified"].shape[2] == 3
 
 
-def test_what_the_teacher_knows_is_of_teacher_and_student_each_in_its_colour():
+def test_the_teachers_second_thoughts_stand_beside_the_true_label():
     def softmax(z):
         return np.exp(z) / np.exp(z).sum()
 
-    images = np.arange(4, dtype=np.uint8).repeat(16).reshape(4, 4, 4, 1)
-    labels = np.array([0, 1, 2, 0])
-    teacher = np.array([[2.0, 1, 0], [0, 5, 0], [3, 0, 2], [1.0, 0.5, 0]])  # wrong of the third
-    student = np.array([[0.0, 1, 4], [1, 2, 0], [0, 0, 2], [5.0, 1, 0]])
-    figure = plots.what_the_teacher_knows(images, labels, teacher, student, 2.0, "abc")
+    images = np.arange(5, dtype=np.uint8).repeat(16).reshape(5, 4, 4, 1)
+    labels = np.array([0, 1, 2, 0, 2])
+    # its second thought is right of the third, neither thought is of the last
+    teacher = np.array([[2.0, 1, 0, -9], [0, 5, -1, -9], [3, 0, 2, -9], [1.0, 0.5, 0, -9], [1, 1, 0, -9]])
+    student = np.array([[0.0, 1, 4, 0], [1, 2, 0, 0], [0, 0, 2, 0], [5.0, 1, 0, 0], [9, 0, 0, 0]])
+    figure = plots.what_the_teacher_knows(images, labels, teacher, student, 2.0, "abcd")
     axes = [each for each in figure.axes if each.containers]
     pictures = [each.images[0].get_array() for each in figure.axes if each.images]
-    for place, index in enumerate([3, 0, 1]):  # from the least sure one on
+    best = {3: [0, 1, 2], 2: [0, 2, 1], 0: [0, 1, 2], 1: [1, 0, 2]}
+    assert len(pictures) == len(axes) == len(best)
+    for place, (index, ranked) in enumerate(best.items()):  # from the likeliest second thought on
         assert (pictures[place] == index).all()
+        assert axes[place].get_title(loc="left") == f"true label: {'abcd'[labels[index]]}"
+        assert [label.get_text() for label in axes[place].get_yticklabels()] == ["abcd"[each] for each in ranked]
         shown = {bars.get_label(): bars for bars in axes[place].containers}
         for label, values, colour in (
             ("teacher, T = 1", softmax(teacher[index]), "#009e73"),
             ("teacher, T = 2", softmax(teacher[index] / 2), "#9adbc5"),
             ("distilled student, T = 1", softmax(student[index]), "#0072b2"),
         ):
-            assert [bar.get_height() for bar in shown[label]] == pytest.approx(values)
+            assert [bar.get_width() for bar in shown[label]] == pytest.approx(values[ranked])
             assert {to_hex(bar.get_facecolor()) for bar in shown[label]} == {colour}
-    assert len(pictures) == 3
-    assert [[label.get_text() for label in each.get_xticklabels()] for each in axes] == [[""] * 3] * 2 + [[*"abc"]]
-    assert plots.what_the_teacher_knows(images, np.array([2, 2, 1, 2]), teacher, student, 2.0, "abc") is None
+    of_one = plots.what_the_teacher_knows(images, labels, teacher, student, 1.0, "abcd")
+    labels_of_one = [text.get_text() for text in of_one.legends[0].get_texts()]
+    assert labels_of_one == ["teacher, T = 1", "distilled student, T = 1"]
+    assert plots.what_the_teacher_knows(images, np.array([2, 2, 1, 2, 2]), teacher, student, 2.0, "abcd") is None
 
 
 @pytest.fixture
@@ -308,7 +349,7 @@ def test_a_comparisons_figures_are_of_the_best_group_and_its_own_baseline(tmp_pa
     assert {label: line[2][-1] for label, line in drawn.items()} == pytest.approx(
         {"teacher (n = 2)": 97, "student alone (n = 2)": 80, "distilled student (n = 2)": 95}
     )
-    drawn = lines_of(saved["reliability"].axes[0])
+    drawn = {label.partition(",")[0]: line for label, line in lines_of(saved["reliability"].axes[0]).items()}
     assert {label: line[2] for label, line in drawn.items() if label in COLOURS} == {
         NAMES[kind]: pytest.approx([1 - made[kind, group][0] / 60])
         for kind, group in (("teacher", "teacher"), ("student", "alone"), ("distill", "best"))

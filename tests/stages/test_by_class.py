@@ -68,10 +68,10 @@ def kdrun(outputs, tmp_path, capsys):
 
     def run(*arguments: str):
         capsys.readouterr()
-        before = set(tmp_path.glob("out/*/*"))
+        before = set(tmp_path.glob("out/*/*/run.json"))
         code = main([f"plugins=[{outputs.parent}/source.py]", *arguments, f"outputs={tmp_path}/out"])
-        made = set(tmp_path.glob("out/*/*")) - before
-        return code, capsys.readouterr(), made.pop() if made else None
+        made = set(tmp_path.glob("out/*/*/run.json")) - before
+        return code, capsys.readouterr(), made.pop().parent if made else None
 
     return run
 

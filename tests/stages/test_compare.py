@@ -1,5 +1,6 @@
 """Sweeps that survive, and their comparison, through the command line; the page in a real browser."""
 
+import html
 import importlib.util
 import json
 import os
@@ -165,11 +166,26 @@ def test_a_comparison_writes_sentence_tables_figures_and_page(compared):
     }
     for suffix in ("svg", "png"):
         assert {path.stem for path in (compared / "figures").glob(f"*.{suffix}")} == figures
+    page = (compared / "report.html").read_text()
+    claim = html.escape(results["sentence"].partition(" (")[0], quote=False)
+    assert re.search(rf'<section class="verdict (|helped|harm)">\n<h1><span[^>]*>.</span>{re.escape(claim)}</h1>', page)
+    commands = {
+        shlex.join(["kdrun", *shlex.split(runs.read(path.parent)["command"])[1:]]) for path in found_runs(compared)
+    }
+    shown = [html.unescape(text) for text in re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)]
+    assert commands <= set(shown) and set(results["studies"][0]["commands"]) <= set(shown)
+    assert len(page) < 1_500_000
     (written,) = compared.glob("tensorboard/events.out.tfevents.*")
     assert set(TensorBoard(str(written)).Reload().Tags()["images"]) == figures
     problems = {Path(row["run"]).name: row["problem"] for row in results["not_used"]}
     assert "predictions/test.npz is not what run.json says" in problems["broken"]
     assert problems["half"] == "interrupted, not completed"
+
+
+def found_runs(compared: Path) -> list[Path]:
+    outputs = compared.parents[1]
+    places = [*outputs.glob("sweeps/*/seed*/run.json"), *outputs.glob("teacher/*/run.json")]
+    return [path for path in places if runs.read(path.parent)["status"] == "completed"]
 
 
 def compare(outputs: Path, *runs: str | Path, **given) -> dict:
@@ -326,6 +342,8 @@ def test_nothing_to_compare_is_refused(tmp_path, capsys):
 )
 def test_the_page_in_a_real_browser(compared):
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    from selenium.webdriver.support.wait import WebDriverWait
+
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--window-size=1300,900"):
         options.add_argument(argument)
@@ -337,17 +355,60 @@ def test_the_page_in_a_real_browser(compared):
         sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
         urls = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
         assert [url for url in urls if not url.startswith("data:")] == [(compared / "report.html").as_uri()]
-        figures = browser.find_elements("css selector", "figure svg")
+        figures = browser.find_elements("css selector", ".figures svg")
         assert len(figures) == 7 and all(
             figure.size["width"] > 100 and figure.size["height"] > 100 for figure in figures
         )
-        table = browser.find_element("css selector", "table")
-        column = [h.text for h in table.find_elements("css selector", "th")].index("accuracy, %")
+        tops = [figure.location["y"] for figure in browser.find_elements("css selector", ".figures figure")]
+        assert tops[0] == tops[1]  # side by side
+        table = browser.find_element("css selector", ".settings table")
+
+        def headings() -> list[str]:
+            return [h.text for h in table.find_elements("css selector", "th") if h.is_displayed()]
+
+        assert headings()[-1] == "95 % (t)"
+        browser.find_element("css selector", "label[for=all-columns]").click()
+        assert headings()[-1] == "group" and len(headings()) > 18
+        browser.find_element("css selector", "#all-columns").click()
+        assert headings()[-1] == "95 % (t)"
+        column = headings().index("accuracy, %")
         cells = f"tbody td:nth-child({column + 1})"
         for factor in (1, -1):
             table.find_elements("css selector", "th")[column].click()
             values = [factor * float(cell.text) for cell in table.find_elements("css selector", cells)]
             assert values == sorted(values) and len(values) == 4
+        column = headings().index("gain")
+        for factor in (1, -1):  # what has none is last either way
+            table.find_elements("css selector", "th button")[column].send_keys("\n")
+            texts = [cell.text for cell in table.find_elements("css selector", f"tbody td:nth-child({column + 1})")]
+            values = [factor * float(text) for text in texts[:2]]
+            assert values == sorted(values) and texts[2:] == ["", ""]
+        browser.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+        pasted = "navigator.clipboard.readText().then(arguments[0])"
+        browser.find_elements("css selector", "summary")[-1].click()  # of many commands
+        commands = browser.find_elements("css selector", ".command")
+        for command, breaks in (
+            (commands[0], ""),
+            (commands[-1], "navigator.clipboard.writeText = () => Promise.reject()"),
+        ):
+            browser.execute_script(breaks)  # then it is copied as a selection
+            button = command.find_element("css selector", "button")
+            button.click()
+            WebDriverWait(browser, 10).until(lambda _, button=button: button.text == "Copied")
+            text = command.find_element("css selector", "code").text
+            assert browser.execute_async_script(pasted) == text and text.startswith("kdrun ")
+        media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        ground = "return getComputedStyle(document.body).backgroundColor"
+        light = browser.execute_script(ground)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        assert light == "rgb(255, 255, 255)" != browser.execute_script(ground)
+        overflow = "const box = arguments[0] || document.documentElement; return box.scrollWidth - box.clientWidth"
+        for width in (400, 1280, 1920):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            assert browser.execute_script("return innerWidth") == width and browser.execute_script(overflow) <= 0
+            if width >= 1280:
+                assert browser.execute_script(overflow, browser.find_element("css selector", ".settings .scroll")) <= 0
 
 
 LAUNCHERS = {

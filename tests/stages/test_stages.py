@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +298,21 @@ def test_tensorboard_shows_curves_histograms_config_pictures_and_hyperparameters
     assert any("kernel" in tag for tag in shown["train"])
     assert {"accuracy", "cross_entropy", "teacher_kl", "teacher_agreement"} <= shown["validation"]
     assert {"confusion_matrix", "misclassified", "test/accuracy", "_hparams_/session_start_info"} <= shown["test"]
+
+
+def test_tensorboard_names_runs_by_what_they_are_wherever_the_outputs_are(trained, pipeline, tmp_path):
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
+    moved = shutil.copytree(pipeline[0], tmp_path / "moved", symlinks=True)
+    assert all(link.resolve().is_relative_to(moved.resolve()) for link in (moved / "tensorboard").iterdir())
+    shown = EventMultiplexer().AddRunsFromDirectory(str(moved / "tensorboard")).Runs()
+    config = record_of(trained["distill"])["config"]
+    of_distilled = f"T={config['temperature']:g} alpha={config['alpha']:g} "
+    names = [
+        f"{stage} convnet {of_distilled * (stage == 'distill')}seed=42" for stage in ("teacher", "student", "distill")
+    ]
+    splits = {f"{name}/{split}" for name in names for split in ("train", "validation", "test")}
+    assert {*splits, f"pipeline {trained['pipeline'].name}"} <= set(shown)
 
 
 PRESETS = sorted(path.stem for path in Path(__file__).parents[2].glob("conf/experiment/*.yaml"))

@@ -107,6 +107,46 @@ def test_each_splits_numbers_are_written_under_its_name(following, tmp_path, clo
     }
 
 
+def linked(outputs: Path) -> dict[str, Path]:
+    """The runs that TensorBoard shows of the links, each with the run directory that it is of."""
+    return {path.name: path.resolve().parent for path in (outputs / "tensorboard").iterdir()}
+
+
+def test_tensorboard_is_given_names_that_tell_runs_apart(tmp_path):
+    """Two of one name, one that goes on, one that is gone, and one with a name that is no file's."""
+    outputs, shown = tmp_path / "outputs", {"model": "mlp", "seed": 3}
+    distilled = {**shown, "temperature": 10.0, "alpha": 0.5, "objective": "kd"}
+    shuffled = {"teacher": {"shuffle": "within_class"}}
+
+    def begun(place: str, title: str, hyperparameters: dict, config: dict, epochs: int = 0) -> Path:
+        config = {"teacher": {"shuffle": "none"}, "outputs": str(outputs), **config}
+        run = Run(outputs / place, title, datetime.now(UTC), EPOCHS, STEPS, BATCH, config, hyperparameters)
+        with Trackers(run, chosen({"tensorboard": {"histograms": False}})) as following:
+            following.start(following.state() if epochs else None, epochs * STEPS, epochs)
+        return run.run_dir
+
+    first, second = begun("distill/a", "distill", distilled, {}), begun("distill/b", "distill", distilled, {})
+    control = begun("distill/c", "distill", {**distilled, "objective": "dkd", "temperature": 2.5}, shuffled)
+    odd = begun("sweeps/s/j", "my/../stage", shown, {})
+    expected = {
+        "distill mlp T=10 alpha=0.5 seed=3": first,
+        "distill mlp T=10 alpha=0.5 seed=3, b": second,
+        "distill mlp dkd shuffle=within_class T=2.5 alpha=0.5 seed=3": control,
+        "my_.._stage mlp seed=3": odd,
+    }
+    assert linked(outputs) == expected
+    begun("distill/b", "distill", distilled, {}, epochs=1)
+    assert linked(outputs) == expected
+    shutil.rmtree(first)
+    fourth = begun("distill/d", "distill", distilled, {})
+    assert linked(outputs) == {**expected, "distill mlp T=10 alpha=0.5 seed=3": fourth}
+    elsewhere = begun("../elsewhere/r", "student", shown, {})
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/tensorboard").write_text("in the way")
+    begun("../broken/student/r", "student", shown, {"outputs": str(tmp_path / "broken")})
+    assert (elsewhere / "tensorboard/train").is_dir() and len(linked(outputs)) == 4
+
+
 # Own trackers
 
 

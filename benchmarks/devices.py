@@ -2,8 +2,8 @@
 
     python benchmarks/devices.py [--rounds 3] [--nets densenet_32 mlp ...]
 
-Each is a process of its own, as a user starts it; what is compared is measured in turn, round by round, and ratios are of
-medians. `default` is devices=1 as kdrun runs it alone, `two` is devices=2, `synchronised` with sync_batch_norm=true.
+Each is a process of its own, as a user starts it; what is compared is measured in turn, round by round, and ratios are
+of medians. `default` is devices=1 as kdrun runs it alone, `two` is devices=2, `synchronised` with sync_batch_norm=true.
 """
 
 import argparse
@@ -43,9 +43,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     asked = parser.parse_args()
-    print(
-        "| net | way | images/s | times default | first step, s | MB a step brings together |\n|---|---|---|---|---|---|"
-    )
+    print("| net | way | images/s | times default | first step, s | MB a step brings together |")
+    print("|---|---|---|---|---|---|")
     for net in asked.nets:
         ways = [way for way in WAYS if net != "mlp" or way != "synchronised"]  # it has no batch normalisation
         found: dict[str, list] = {way: [] for way in ways}

@@ -24,7 +24,8 @@ from kdrun.runs.identity import of_chain
 from kdrun.storage.manifest import digest
 
 GOLDEN = Path(__file__).with_name("golden")
-PRESETS = ["", *(name for name in offers.names("experiment") if not name.startswith("cifar100/"))]  # which came since
+_SINCE = ("cifar100/", "paper/distilled_views")  # presets that were not there then
+PRESETS = ["", *(name for name in offers.names("experiment") if not name.startswith(_SINCE))]
 # keys that came since, which no result of before depends on
 _BEGINS = ("initial_weights", "freeze", "new_learning_rate")
 _MIXING = ("mixup", "cutmix", "label_smoothing")

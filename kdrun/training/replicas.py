@@ -7,6 +7,7 @@ is what is validated and saved.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import tensorflow as tf
 
@@ -50,10 +51,7 @@ class Replicas:
 
     def __init__(self, devices: Sequence[str | None] = (None,)):
         self.devices = list(devices)
-        self._strategy = None
-        if len(self.devices) > 1:
-            with quiet():  # it says which devices, which we do
-                self._strategy = tf.distribute.MirroredStrategy(self.devices)
+        self._strategy = _strategy(tuple(self.devices)) if len(self.devices) > 1 else None
 
     @property
     def count(self) -> int:
@@ -71,6 +69,12 @@ class Replicas:
 
         found = self._strategy.run(of_device)
         return list(zip(*(self._strategy.experimental_local_results(each) for each in found), strict=True))
+
+
+@cache  # its devices count what they exchange from the first one on: another one would have to begin where it is
+def _strategy(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    with quiet():  # it says which devices, which we do
+        return tf.distribute.MirroredStrategy(devices)
 
 
 ALONE = Replicas()

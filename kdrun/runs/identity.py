@@ -145,10 +145,10 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
 
 
 def _of_devices(config: Mapping) -> dict:
-    """On how many devices batch normalisation sees its own part of a batch alone; nothing where it sees all of it: the
-    result is that of one device then, up to rounding."""
+    """How many devices share a batch, and what batch normalisation sees of it, where there are several: each number of
+    them rounds otherwise, and drops other units."""
     count = devices.count(config["devices"])
-    return {"devices": count} if count > 1 and not config["sync_batch_norm"] else {}
+    return {"devices": count, "sync_batch_norm": config["sync_batch_norm"]} if count > 1 else {}
 
 
 def _of_transfer(sha256: str | None) -> dict:

@@ -95,7 +95,10 @@ def _set_devices(tf, count: int) -> None:
         (cpu,) = tf.config.list_physical_devices("CPU")
         parts = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, parts)
-        tf.config.threading.set_inter_op_parallelism_threads(max(count, len(os.sched_getaffinity(0))))
+        # one at least for each: they wait for each other, and launchers leave a job a single one
+        set_outside = os.environ.get("TF_NUM_INTEROP_THREADS", "")
+        threads = max(count, int(set_outside) if set_outside.isdecimal() else 0)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def _set_threads(tf, wanted: int) -> None:

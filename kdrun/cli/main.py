@@ -240,7 +240,7 @@ def _run_sweep(request: Request, place: Place, sweep: sweeps.Sweep, begun: Begun
 @contextmanager
 def _workers(sweep: sweeps.Sweep) -> Iterator[Pool | None]:
     """The workers of a sweep; None where its jobs are done here, or by another launcher."""
-    if sweep.workers == 1:
+    if not sweep.workers:
         yield None
         return
     with signals.on_signals(), Pool(sweep.workers, work.WORKER) as pool:

@@ -54,13 +54,13 @@ _LONGEST = 80  # characters of readable values in a folder's name
 
 class Sweep(NamedTuple):
     """What a sweep's jobs have in common: its folder, the keys that differ, and, where known, how many there are; the
-    command that they are of, and how many are at work beside each other."""
+    command that they are of, and how many workers do them; 0: this process does, or those of another launcher."""
 
     folder: str
     keys: list[str]
     total: int | None
     command: str = ""
-    workers: int = 1
+    workers: int = 0
 
 
 def job_dir(sweep: Sweep, values: Mapping, identity: Mapping | None, overrides: Sequence[str]) -> Path:
@@ -191,5 +191,5 @@ def _damage(run_dir: Path) -> list[str] | None:
 def _time_left(sweep: Sweep, number: int) -> str:
     if sweep.total is None or not _seconds:
         return ""
-    left = (sweep.total - number + 1) * sum(_seconds) / len(_seconds) / sweep.workers
+    left = (sweep.total - number + 1) * sum(_seconds) / len(_seconds) / max(1, sweep.workers)
     return f", about {readable(left)} left"

@@ -153,7 +153,9 @@ def _devices(config: Mapping, part: str, role: str) -> None:
     count, batch_size = devices.count(config["devices"]), config[part]["batch_size"]
     here = devices.visible()
     if here and count > len(here):
-        raise InputError(f"devices={config['devices']}: this machine has {len(here)} GPUs. Give at most {len(here)}.")
+        begun = config["resume"] not in (None, "auto")
+        advice = "Go on where there are so many" if begun else f"Give at most {len(here)}"
+        raise InputError(f"devices={config['devices']}: this machine has {len(here)} GPUs. {advice}.")
     if batch_size % count:
         nearest = max(count, batch_size // count * count)
         raise InputError(

@@ -87,6 +87,11 @@ def device_names(count: int) -> list[str | None]:
     return [f"{kind}:{number}" for number in range(count)]
 
 
+def is_gpu(device: str | None) -> bool:
+    """Whether one of `device_names` has a memory of its own."""
+    return device is not None and device.startswith("GPU")
+
+
 def _set_devices(tf, count: int) -> None:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus and len(gpus) < count:

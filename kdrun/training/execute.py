@@ -15,6 +15,7 @@ from kdrun.data.datasets import Split
 from kdrun.data.rows import Images
 from kdrun.evaluation.inference import Infer
 from kdrun.runtime import signals, workers
+from kdrun.runtime.tensorflow import is_gpu
 from kdrun.training import schedules
 from kdrun.training.network import Network
 from kdrun.training.replicas import ALONE, Replicas
@@ -69,8 +70,11 @@ def compiled_steps(
     """
     supervision = networks[0].supervision
     labelled = np.count_nonzero(split.labels >= 0) / len(split.labels)
-    training_sets = []
+    training_sets: list[TrainingSet] = []
     for device in replicas.devices:
+        if training_sets and not is_gpu(device):  # parts of a CPU have one memory
+            training_sets.append(training_sets[0])
+            continue
         with tf.device(device):
             held = tf.constant(np.asarray(split.images)) if on_device else None
             training_sets.append(TrainingSet(held, tf.constant(split.labels), labelled))

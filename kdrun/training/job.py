@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow as tf
+import tf_keras
 
 from kdrun.data.datasets import Dataset
+from kdrun.errors import InputError
 from kdrun.evaluation import metrics
 from kdrun.evaluation.inference import Infer, compiled_inference, latency, logits
 from kdrun.models import build as models
@@ -31,10 +33,14 @@ _LOGS = 500_000  # bytes of a short run's logs, curves and pictures
 
 
 class SupervisionSpec(NamedTuple):
-    """How supervision is made, and all that it depends on, as plain values."""
+    """How supervision is made, and all that it depends on, as plain values.
+
+    `again` makes of it that of another device, whose live teachers are copies of its own.
+    """
 
     compile_key: Mapping
     build: Callable[[], Supervision]
+    again: Callable[[Supervision], Supervision] = lambda first: first
 
 
 class InitialWeights(NamedTuple):
@@ -180,8 +186,10 @@ def _build(job: TrainingJob) -> Program:
 
     def build(seed: int):
         model = models.build(job.model, job.image_shape, job.dataset.num_classes, seed, job.policy)
-        if job.devices > 1 and job.sync_batch_norm:
-            synchronise(model)
+        if job.devices > 1:
+            _check_is_flat(job, model)
+            if job.sync_batch_norm:
+                synchronise(model)
         models.initialise(model, job.model)
         begins.append(job.initial_weights.assign(model))
         return model
@@ -201,7 +209,7 @@ def _build(job: TrainingJob) -> Program:
     for device in replicas.devices:
         with tf.device(device):
             if networks and supervisions[0].preparations:  # a teacher beside the student: one a device
-                supervisions.append(job.supervision.build())
+                supervisions.append(job.supervision.again(supervisions[0]))
             networks.append(network(supervisions[-1]))
     first, *followers = networks
     on_device = is_on_device(job.on_device, job.dataset.train.images)
@@ -209,6 +217,16 @@ def _build(job: TrainingJob) -> Program:
     on_disk = None if on_device else job.dataset.train.images
     infer = _inference(job, first.model)
     return Program(first, run_steps, infer, on_disk, begins[0], followers=followers)
+
+
+def _check_is_flat(job: TrainingJob, model) -> None:
+    """Raises InputError for a network with another one inside, whose dropout and batch normalisation nobody here
+    sees."""
+    if inside := [layer.name for layer in model.layers if isinstance(layer, tf_keras.Model)]:
+        raise InputError(
+            f"devices={job.devices}: {job.model['name']} has a network inside, {inside[0]}, whose dropout and batch "
+            "normalisation cannot be spread over several devices. Give devices=1."
+        )
 
 
 def _inference(job: TrainingJob, model) -> Infer:

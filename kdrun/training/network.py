@@ -89,9 +89,9 @@ class Network:
 
     @property
     def moving(self) -> list[tf.Variable]:
-        """What a forward pass in training moves on: batch normalisation's statistics."""
-        models = (self.model, *self.peers)
-        return [v for model in models for v in model.non_trainable_variables if v.dtype.is_floating]
+        """What a forward pass in training moves on: batch normalisation's statistics, where it is not frozen."""
+        trained = [layer for model in (self.model, *self.peers) for layer in model.layers if layer.trainable]
+        return [v for layer in trained for v in layer.non_trainable_variables if v.dtype.is_floating]
 
     def gradient(
         self, tape: tf.GradientTape, scaled_loss: tf.Tensor, before: Sequence[tf.Tensor], part: Part

@@ -186,6 +186,37 @@ def test_what_cannot_be_spread_is_refused(words, says, tmp_path, capfd, teacher)
     assert not list(tmp_path.iterdir())
 
 
+NESTED = """
+from kdrun.registry import register
+
+
+@register("model", "nested")
+def nested(inputs, num_classes):
+    import tf_keras
+
+    image = tf_keras.Input(inputs.shape[1:])
+    inner = tf_keras.Model(image, tf_keras.layers.Flatten()(image), name="inner")
+    return tf_keras.layers.Dense(num_classes)(inner(inputs))
+"""
+
+
+def test_a_net_inside_a_net_is_refused(tmp_path):
+    (tmp_path / "nested.py").write_text(NESTED)
+    command = ["stage=student", *SMALL, f"plugins=[{tmp_path / 'nested.py'}]", "model@student.model=nested"]
+    refused = Kdrun([*command, "devices=2", f"outputs={tmp_path}"], tmp_path)
+    assert refused.wait() == 2
+    assert "nested has a network inside, inner" in refused.said() and "Give devices=1." in refused.said()
+
+
+@pytest.mark.slow
+def test_a_sweep_over_devices_has_a_process_for_each_number(tmp_path):
+    command = [*SMALL, *CASES["plain"], "student.epochs=1", "devices=1,2", f"outputs={tmp_path}"]
+    sweep = Kdrun(["-m", *command], tmp_path)
+    assert sweep.wait() == 0, sweep.said()
+    found = [reference.record(each.parent)["devices"] for each in tmp_path.glob("sweeps/*/*/run.json")]
+    assert sorted(found) == [1, 2]
+
+
 def test_an_interrupted_run_of_two_devices_goes_on_with_the_same_bits(tmp_path):
     """Killed after some steps; the same command with resume=auto then is as if nothing had been. The process of the
     undisturbed run has trained another net before."""

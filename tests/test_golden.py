@@ -24,7 +24,8 @@ from kdrun.runs.identity import of_chain
 from kdrun.storage.manifest import digest
 
 GOLDEN = Path(__file__).with_name("golden")
-PRESETS = ["", *(name for name in offers.names("experiment") if not name.startswith("cifar100/"))]  # which came since
+_SINCE = ("cifar100/", "paper/distilled_views")  # presets that were not there then
+PRESETS = ["", *(name for name in offers.names("experiment") if not name.startswith(_SINCE))]
 # keys that came since, which no result of before depends on
 _BEGINS = ("initial_weights", "freeze", "new_learning_rate")
 _MIXING = ("mixup", "cutmix", "label_smoothing")
@@ -35,7 +36,7 @@ NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in ("ima
 NEW += ("data.normalise", "distill.cutmix", "distill.label_smoothing")
 NEW += tuple(f"{role}.{key}" for role in ("teacher", "student") for key in _MIXING)
 NEW += tuple(f"teacher.{key}" for key in ("file", "input", "classes", "weak", "time_limit"))
-NEW += ("student.quantize",)
+NEW += ("student.quantize", "devices", "sync_batch_norm")
 _OPTIMIZER = ("decay", "coupled", "clip_norm", "ema", "step_epochs", "step_factor")
 NEW += tuple(f"{role}optimizer.{key}" for role in ("", "teacher.", "student.") for key in _OPTIMIZER)
 NEW += tuple(f"{part}.augment.{key}" for part in ("data", "teacher", "student") for key in _AUGMENT)

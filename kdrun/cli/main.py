@@ -240,7 +240,7 @@ def _run_sweep(request: Request, place: Place, sweep: sweeps.Sweep, begun: Begun
 @contextmanager
 def _workers(sweep: sweeps.Sweep) -> Iterator[Pool | None]:
     """The workers of a sweep; None where its jobs are done here, or by another launcher."""
-    if sweep.workers == 1:
+    if not sweep.workers:
         yield None
         return
     with signals.on_signals(), Pool(sweep.workers, work.WORKER) as pool:
@@ -257,7 +257,7 @@ def _job_of(sweep: sweeps.Sweep, pool: Pool | None) -> Callable[[DictConfig], fl
         terminal.log_to_terminal()
         given, hydra = plain(composed), HydraConfig.get()
         if hydra.runtime.choices["hydra/launcher"] != "basic":
-            devices.pin(hydra.job.num)  # this process is one of several
+            devices.pin(hydra.job.num, devices.count(given["devices"]))  # this process is one of several
         plugins.load(given["plugins"])
         number, words = hydra.job.num + 1, list(hydra.overrides.task)
         if pool is None:

@@ -228,6 +228,9 @@ def _say_what_changes_nothing(identities: Mapping[str | None, list[dict | None]]
             )
 
 
+_OF_A_PROCESS = {"devices", "threads"}  # keys of which each value needs a process of its own
+
+
 def _sweep_place(composed: DictConfig, values: Config, overrides: list[str]) -> Place:
     """Where a sweep is written, and what its launcher and sweeper are set to beside their own defaults.
 
@@ -243,7 +246,8 @@ def _sweep_place(composed: DictConfig, values: Config, overrides: list[str]) -> 
     own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", "hydra.output_subdir=null"]
     if choices[1] == "basic":
         own.append("hydra.sweeper.params=null")  # they are among the overrides: see check_request
-    own += [preset for choice in choices for preset in _presets(choice, overrides)]
+    of_one = devices.count(values["devices"])
+    own += [preset for choice in choices for preset in _presets(choice, overrides, of_one)]
     stage = registry.get("stage", values["stage"])
     role: Literal["teacher", "student"] = stage.role or "student"
     if choices[1] == "optuna" and values[role]["train_on_validation"]:
@@ -265,26 +269,29 @@ def _sweep_place(composed: DictConfig, values: Config, overrides: list[str]) -> 
         total = math.prod(len(set(override.sweep_string_iterator())) for override in swept)
     keys = [override.get_key_element().lstrip("+") for override in swept]
     folder.mkdir(parents=True, exist_ok=True)  # a search keeps its trials in there
-    workers = 1
+    workers = 0
     if choices == ["basic", "basic"]:  # else another launcher has processes of its own, or a search waits for each
         threads = work.threads_beside(values)
-        workers = places(values["workers"], total, threads, chain.bytes_of(values))
+        workers = places(values["workers"], total, threads, chain.bytes_of(values), of_one)
+        if workers == 1 and not _OF_A_PROCESS & set(keys):
+            workers = 0
     sweep = sweeps.Sweep(str(folder), keys, total, sweeps.new_command(), workers)
     return Place(str(folder), sweep=sweep, overrides=own)
 
 
-def _presets(choice: str, overrides: list[str]) -> list[str]:
-    """Overrides from conf/hydra/presets for a launcher or a sweeper, except of keys that the command line has."""
+def _presets(choice: str, overrides: list[str], devices_of_one: int) -> list[str]:
+    """Overrides from conf/hydra/presets for a launcher or a sweeper, except of keys that the command line has; each of
+    its jobs is spread over so many devices."""
     if choice not in EXTRAS:
         return []
     given = {override.lstrip("+").split("=")[0] for override in overrides}
     preset = dictionaries(OmegaConf.load(config_dir() / "hydra" / "presets" / f"{choice}.yaml"), resolved=False)
     values = {f"hydra.{key}": value for key, value in schema.flatten(preset)}
-    if here := devices.visible():  # a job on each GPU, instead of on each core; see devices.pin
+    if here := devices.visible():  # a job on its GPUs, instead of on each core; see devices.pin
         values |= {
-            "joblib": {"hydra.launcher.n_jobs": len(here)},
+            "joblib": {"hydra.launcher.n_jobs": max(1, len(here) // devices_of_one)},
             "submitit_local": {"hydra.launcher.gpus_per_node": len(here)},  # it would hide them
-            "ray": {"hydra.launcher.ray.remote.num_gpus": 1},
+            "ray": {"hydra.launcher.ray.remote.num_gpus": devices_of_one},
         }.get(choice, {})
     return [
         f"++{key}={quoted(value) if isinstance(value, str) else value}"

@@ -55,6 +55,7 @@ FREE = (
 # a run that began before one of these came has it as it is now
 _CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker", "workers", "print"}
 _CAME_LATER |= {"seeds", "teachers", "controls", "arms"}
+_BEFORE = {"devices": 1, "sync_batch_norm": False}  # how it was before one of these came
 # what is as one of these keys says, unless it is given itself
 _FOLLOWING = {"tensorboard.histograms": "tracker.tensorboard.histograms"}
 
@@ -86,7 +87,7 @@ def load_saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[Confi
     if is_completed:
         _check_is_to_grow(run_dir, record, keys)
     came_since = {name: given[name] for name in _CAME_LATER & given.keys() - record["config"].keys()}
-    began_with = {**schema.with_later_keys(record["config"]), **came_since}
+    began_with = {**_BEFORE, **schema.with_later_keys(record["config"]), **came_since}
     values = dict(schema.flatten(began_with))
     asked = dict(schema.flatten(for_role(given, stage.role)))  # the record has it like that, too
     if not isinstance(values.get("outputs"), str) or not values.keys() >= _OF_A_RUN:
@@ -230,7 +231,7 @@ def _asked_anew(keys: Sequence[str], asked: Mapping) -> dict[str, Any]:
 
 
 def _as_it_began(record: Mapping, values: Mapping) -> dict[str, Any]:
-    """Changes that keep what a run found when it began: its teacher, and the machine's threads."""
+    """Changes that keep what a run found when it began: its teacher, and the machine's threads and devices."""
     changed: dict[str, Any] = {}
     teachers = [teacher["run"] for teacher in record.get("teachers", ())]
     named = values.get("teacher.file") or values["teacher.run"] != "auto"
@@ -238,6 +239,8 @@ def _as_it_began(record: Mapping, values: Mapping) -> dict[str, Any]:
         changed["teacher.run"] = teachers[0]  # not a newer one like it
     if "threads" in values and "threads" in record:
         changed["threads"] = record["threads"]  # whatever this machine has: it is part of what makes bits
+    if "devices" in values and "devices" in record:
+        changed["devices"] = record["devices"]
     return changed
 
 

@@ -199,6 +199,8 @@ class Config(TypedDict):
     annealing: Annotated[str, one_of("linear", "cosine")]
     precision: Annotated[str, one_of("auto", "float32", "mixed_bfloat16", "mixed_float16")]
     threads: Annotated[int | str, rules.auto_or(integer(1, 1024))]
+    devices: Annotated[int | str, rules.auto_or(integer(1, 1024))]
+    sync_batch_norm: bool
     evaluation_batch_size: Count
     resume: Annotated[str | None, rules.optional(rules.path)]
     outputs: Path

@@ -45,9 +45,9 @@ class FlatOptimizer(tf.Module):
         self._factors, self._most = None, max([1.0, *factors])
         if factors:  # at most 1: what is scaled up is rounded before that
             of_each = [f / self._most for f in (*factors, *[1.0] * (len(self.variables_) - len(factors)))]
-            self._factors = _concatenate([tf.fill(v.shape, f) for v, f in zip(self.variables_, of_each, strict=True)])
+            self._factors = flattened([tf.fill(v.shape, f) for v, f in zip(self.variables_, of_each, strict=True)])
         self.optimizer = entry.call(**keys)
-        self.flat = tf.Variable(_concatenate(self.variables_), name="weights")
+        self.flat = tf.Variable(flattened(self.variables_), name="weights")
         if isinstance(self.optimizer, tf_keras.optimizers.legacy.Optimizer):
             # now, since a loop inside a graph cannot
             self.optimizer._create_all_weights([self.flat])  # noqa: SLF001 - they have no public `build`
@@ -75,25 +75,24 @@ class FlatOptimizer(tf.Module):
 
     def reload(self) -> None:
         """Take over the variables' values, after they were set from outside."""
-        self.flat.assign(_concatenate(self.variables_))
+        self.flat.assign(flattened(self.variables_))
 
-    def minimize(self, tape: tf.GradientTape, loss: tf.Tensor, learning_rate: tf.Tensor) -> None:
-        """One step down the gradient of `loss` as `tape` has it. `tape` must have been told `scaled(loss)`."""
+    def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+        """The gradient of each variable, as `tape` has it, which must have been told `scaled(loss)`."""
         gradients = tape.gradient(loss, self.variables_, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        if self.scales_loss:
-            gradients = self.optimizer.get_unscaled_gradients(gradients)
+        return self.optimizer.get_unscaled_gradients(gradients) if self.scales_loss else gradients
+
+    def update(self, gradient: tf.Tensor, learning_rate: tf.Tensor) -> None:
+        """One step down a gradient, that of all variables as one vector: see `flat`."""
         self.learning_rate.assign(learning_rate if self._factors is None else self._most * learning_rate)
-        gradient = _concatenate(gradients)
         self._update(gradient if self._clip_norm is None else clipped(gradient, self._clip_norm))
-        sizes = [v.shape.num_elements() for v in self.variables_]
-        parts = zip(self.variables_, tf.split(self.flat, sizes), strict=True)
-        values = [tf.reshape(part, variable.shape) for variable, part in parts]
+        values = unflattened(self.flat, self.variables_)
         if any(variable.constraint for variable in self.variables_):
             values = [
                 variable.constraint(value) if variable.constraint else value
                 for variable, value in zip(self.variables_, values, strict=True)
             ]
-            self.flat.assign(_concatenate(values))
+            self.flat.assign(flattened(values))
         for variable, value in zip(self.variables_, values, strict=True):
             variable.assign(value)
 
@@ -129,8 +128,15 @@ def _decaying(variables: Sequence, what: str) -> tf.Tensor:
     """Which values of a flat vector decay, 1.0 or 0.0: all, or for `weights` those of matrices and kernels: biases,
     scales and offsets are vectors."""
     chosen = [tf.fill(v.shape, float(what == "all" or v.shape.rank > 1)) for v in variables]
-    return _concatenate(chosen)
+    return flattened(chosen)
 
 
-def _concatenate(tensors: Sequence) -> tf.Tensor:
+def flattened(tensors: Sequence) -> tf.Tensor:
+    """Tensors as one vector."""
     return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+
+
+def unflattened(vector: tf.Tensor, like: Sequence) -> list[tf.Tensor]:
+    """The inverse of `flattened`: tensors of these shapes."""
+    parts = tf.split(vector, [each.shape.num_elements() for each in like])
+    return [tf.reshape(part, each.shape) for each, part in zip(like, parts, strict=True)]

@@ -12,6 +12,7 @@ from kdrun.config.keys import DATA
 from kdrun.config.schema import LATER_OF_STUDENT, LATER_OF_TRAINING, depended_on, depended_on_optimizer, for_role
 from kdrun.errors import InputError
 from kdrun.runs import code
+from kdrun.runtime import devices
 from kdrun.storage import files, manifest
 
 # Raise when the same config would no longer give the same result: then no run from before is reused for it. Such runs
@@ -133,6 +134,7 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
         "evaluation_batch_size": config["evaluation_batch_size"],
         "precision": config["precision"],
         "optimizer": depended_on_optimizer(optimizer),
+        **_of_devices(config),
         **of_initial_weights(config, role),
         **{key: training[key] for key in LATER_OF_TRAINING if training.get(key)},
         **{key: config[role][key] for key in LATER_OF_STUDENT if config[role].get(key)},
@@ -140,6 +142,13 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
         "dataset_sha256": dataset_sha256,
         "code": {**_code(used), "data": code.of_module(_DATA / "datasets.py")},
     }
+
+
+def _of_devices(config: Mapping) -> dict:
+    """How many devices share a batch, and what batch normalisation sees of it, where there are several: each number of
+    them rounds otherwise, and drops other units."""
+    count = devices.count(config["devices"])
+    return {"devices": count, "sync_batch_norm": config["sync_batch_norm"]} if count > 1 else {}
 
 
 def _of_transfer(sha256: str | None) -> dict:

@@ -126,6 +126,7 @@ def _begun(run_dir: Path, config: Mapping, identity: Mapping | None, facts: Mapp
     )  # of a run whose parts others do, which has no TensorFlow itself: one, for auto
     known = before.get("threads") or facts.get("threads") or tensorflow.threads_in_use()
     environment["threads"] = known or (1 if given == "auto" else given)
+    environment["devices"] = before.get("devices") or devices.count(config.get("devices", 1))
     for package, found in environment["packages"].items() if before else ():
         if found != before.get("packages", {}).get(package):
             log.warning("going on with another %s, %s: bits may differ from an uninterrupted run's", package, found)

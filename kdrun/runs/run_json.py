@@ -107,6 +107,7 @@ RECORD = {
     "validation_images?": count,
     "findings?": [str],
     "threads?": positive,
+    "devices?": positive,
     "kdrun?": {"version": str, "code_sha256": sha256},
     "results?": {},
     "files?": {str: sha256},

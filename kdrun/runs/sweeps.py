@@ -46,6 +46,7 @@ _NOT_THE_JOBS = (
     "tracker.trackio.folder",
     "tracker.trackio.wait_seconds",
 )
+_CAME_LATER = {"devices": 1, "sync_batch_norm": False}  # and are part of a job's name where they are something else
 _ASIDE = re.compile(r"\.damaged(-\d+)?$")  # see manifest.set_aside; a job's own name ends with a hash
 _NOTES = ".jobs"  # folder of a sweep, while it runs
 _LONGEST = 80  # characters of readable values in a folder's name
@@ -53,13 +54,13 @@ _LONGEST = 80  # characters of readable values in a folder's name
 
 class Sweep(NamedTuple):
     """What a sweep's jobs have in common: its folder, the keys that differ, and, where known, how many there are; the
-    command that they are of, and how many are at work beside each other."""
+    command that they are of, and how many workers do them; 0: this process does, or those of another launcher."""
 
     folder: str
     keys: list[str]
     total: int | None
     command: str = ""
-    workers: int = 1
+    workers: int = 0
 
 
 def job_dir(sweep: Sweep, values: Mapping, identity: Mapping | None, overrides: Sequence[str]) -> Path:
@@ -74,6 +75,7 @@ def job_dir(sweep: Sweep, values: Mapping, identity: Mapping | None, overrides: 
     shown = [f"{key.split('.')[-1].split('@')[-1]}-{given[key]}" for key in sorted(sweep.keys) if key in given]
     name = re.sub(r"[^\w.+-]+", "_", "__".join(shown), flags=re.ASCII)[:_LONGEST].lstrip(".") or "job"
     kept = {key: value for key, value in leaves.items() if key not in _NOT_THE_JOBS}
+    kept = {key: value for key, value in kept.items() if key not in _CAME_LATER or value != _CAME_LATER[key]}
     if identity:
         kept["identity"] = fingerprint(identity)
     return Path(sweep.folder) / f"{name}-{manifest.digest(kept)[:8]}"
@@ -189,5 +191,5 @@ def _damage(run_dir: Path) -> list[str] | None:
 def _time_left(sweep: Sweep, number: int) -> str:
     if sweep.total is None or not _seconds:
         return ""
-    left = (sweep.total - number + 1) * sum(_seconds) / len(_seconds) / sweep.workers
+    left = (sweep.total - number + 1) * sum(_seconds) / len(_seconds) / max(1, sweep.workers)
     return f", about {readable(left)} left"

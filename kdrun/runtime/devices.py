@@ -1,4 +1,5 @@
-"""One GPU a job where several processes share a machine. No TensorFlow in here."""
+"""Which devices a job has: how many of its own, and one GPU a job where several processes share a machine. No
+TensorFlow in here."""
 
 import os
 from pathlib import Path
@@ -14,11 +15,24 @@ def visible() -> list[str]:
     return [str(number) for number in range(len(list(_DRIVER.glob("*"))))]
 
 
-def pin(number: int) -> None:
-    """Leave one GPU to this process: the next one for each job's number. Must come before TensorFlow is loaded.
+def count(asked: int | str) -> int:
+    """How many devices a job has that asks for so many; `auto`: the GPUs that are there, else one for each core."""
+    if asked != "auto":
+        return int(asked)
+    return len(visible()) or len(os.sched_getaffinity(0))
+
+
+def share(number: int, size: int) -> list[str]:
+    """The GPUs of a process, of several of which each has so many: the next ones for each process's number. None where
+    there are no GPUs."""
+    gpus = visible()
+    return [gpus[(number * size + each) % len(gpus)] for each in range(min(size, len(gpus)))]
+
+
+def pin(number: int, size: int = 1) -> None:
+    """Leave so many GPUs to this process, as `share` has it. Must come before TensorFlow is loaded.
 
     Nothing changes where there are fewer than two: then there is nothing to choose, or the launcher has chosen.
     """
-    gpus = visible()
-    if len(gpus) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    if len(visible()) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share(number, size))

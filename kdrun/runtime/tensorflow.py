@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from kdrun.errors import KdrunError
 from kdrun.runtime import terminal
@@ -25,21 +26,25 @@ def threads_of_its_own() -> int:
 
 def threads_in_use() -> int | None:
     """How many threads an operation has in this process; None while TensorFlow is not loaded."""
-    return _loaded_with[0] if _loaded_with else None
+    return _loaded_with[0].threads if _loaded_with else None
 
 
-def load_tensorflow(wanted: int | None = None) -> None:
+def load_tensorflow(wanted: int | None = None, devices: int = 1) -> None:
     """Import TensorFlow and look for devices; its warnings and errors are shown, its greetings are not.
 
     `wanted` is how many threads an operation has (None: as many as TensorFlow takes), which is part of what makes bits,
-    and stays as it is for the life of a process. Raises KdrunError where it has another number already.
+    and `devices` how many a job is spread over, which a CPU is made into where there are no GPUs; both stay as they are
+    for the life of a process. Raises KdrunError where it has others already, or where there are not so many GPUs.
     """
     wanted = wanted or threads_of_its_own()
-    if _loaded_with and _loaded_with != [wanted]:
-        raise KdrunError(
-            f"threads: {wanted} are wanted here, and TensorFlow has {_loaded_with[0]} in this process already. Run it "
-            "in a process of its own."
-        )
+    if _loaded_with:
+        loaded = _loaded_with[0]
+        if loaded.threads != wanted or devices not in (1, loaded.devices):
+            raise KdrunError(
+                f"threads: {wanted}, devices: {devices} are wanted here, and TensorFlow has {loaded.threads} and "
+                f"{loaded.devices} in this process already. Run it in a process of its own."
+            )
+        return
     gc.disable()  # TensorFlow's million objects stay: looking through them again and again costs a second
     try:
         with terminal.doing("loading TensorFlow"), quiet():
@@ -47,11 +52,13 @@ def load_tensorflow(wanted: int | None = None) -> None:
 
             if wanted != threads_of_its_own():
                 _set_threads(tf, wanted)
+            if devices > 1:
+                _set_devices(tf, devices)
             tf.config.list_physical_devices()
             tf.constant(0)  # the devices greet when they are first used
         logging.getLogger("tensorflow").addFilter(_is_news)
         gc.freeze()
-        _loaded_with[:] = [wanted]
+        _loaded_with[:] = [_Loaded(wanted, devices)]
     finally:
         gc.enable()
 
@@ -61,7 +68,42 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "triggered tf.function retracing" not in str(record.msg)
 
 
-_loaded_with: list[int] = []  # threads; empty before
+class _Loaded(NamedTuple):
+    threads: int
+    devices: int
+
+
+_loaded_with: list[_Loaded] = []  # empty before
+
+
+def device_names(count: int) -> list[str | None]:
+    """The devices of a job that is spread over so many, as TensorFlow calls them; None is the one that it takes by
+    itself."""
+    import tensorflow as tf
+
+    if count == 1:
+        return [None]
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return [f"{kind}:{number}" for number in range(count)]
+
+
+def is_gpu(device: str | None) -> bool:
+    """Whether one of `device_names` has a memory of its own."""
+    return device is not None and device.startswith("GPU")
+
+
+def _set_devices(tf, count: int) -> None:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus and len(gpus) < count:
+        raise KdrunError(f"devices={count}: this machine has {len(gpus)} GPUs. Give devices={len(gpus)} or fewer.")
+    if not gpus:
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        parts = [tf.config.LogicalDeviceConfiguration()] * count
+        tf.config.set_logical_device_configuration(cpu, parts)
+        # one at least for each: they wait for each other, and launchers leave a job a single one
+        set_outside = os.environ.get("TF_NUM_INTEROP_THREADS", "")
+        threads = max(count, int(set_outside) if set_outside.isdecimal() else 0)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def _set_threads(tf, wanted: int) -> None:

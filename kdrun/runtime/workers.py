@@ -40,6 +40,7 @@ class Task:
     does: Mapping[str, Any]
     key: str = ""
     threads: int = 1
+    devices: int = 1
     status: str = "waiting"  # running, done, failed
     doing: str = ""  # before its first step
     progress: dict[str, Any] = field(default_factory=dict)
@@ -57,13 +58,12 @@ class Task:
 class _Worker:
     """A process, and what it is at."""
 
-    def __init__(self, module: str, number: int, threads: int):
+    def __init__(self, module: str, number: int, threads: int, devices_of_its_own: int):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
         environment["TF_NUM_INTEROP_THREADS"] = str(threads)  # as one job of several: the other cores are others'
-        gpus = devices.visible()
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-        self.number, self.threads = number, threads
+        if gpus := devices.share(number, devices_of_its_own):
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        self.number, self.threads, self.devices = number, threads, devices_of_its_own
         self.process = subprocess.Popen(
             [sys.executable, "-c", _START, module, *(path or os.getcwd() for path in sys.path)],
             stdin=subprocess.PIPE,
@@ -81,6 +81,10 @@ class _Worker:
         """Its descriptor."""
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
+
+    def fits(self, task: Task) -> bool:
+        """Whether TensorFlow has the threads and devices here that a task is to have: those that it began with."""
+        return (self.threads, self.devices) == (task.threads, task.devices)
 
     def begin(self, task: Task) -> None:
         """Hand it a task."""
@@ -156,11 +160,11 @@ class Pool:
             if not waiting or (not idle and len(self._workers) >= self.size):
                 return
             worker, task = self._match(idle, waiting)
-            if worker is None or worker.threads != task.threads:  # TensorFlow has the threads that it began with
+            if worker is None or not worker.fits(task):
                 if worker is not None and len(self._workers) >= self.size:
                     self._forget(worker)
                 free = set(range(self.size)) - {each.number for each in self._workers}
-                worker = _Worker(self._module, min(free), task.threads)
+                worker = _Worker(self._module, min(free), task.threads, task.devices)
                 self._workers.append(worker)
                 self._selector.register(worker.output, selectors.EVENT_READ, worker)
             worker.begin(task)
@@ -169,7 +173,7 @@ class Pool:
         """A worker with a task that is like its last one; else one that no other worker is likely to take soon."""
         for worker in idle:
             for task in waiting:
-                if task.key == worker.key and task.threads == worker.threads:
+                if task.key == worker.key and worker.fits(task):
                     return worker, task
         at_work = {worker.key for worker in self._workers if worker.task is not None}
         task = next((task for task in waiting if task.key not in at_work), waiting[0])
@@ -244,13 +248,13 @@ class Pool:
             self._selector.close()
 
 
-def places(configured: int | str, jobs: int, threads: int, bytes_of_one: int) -> int:
-    """How many workers for so many jobs: as configured; for `auto` one a GPU, or one for each `threads` cores, and
-    fewer where memory has no room for so many."""
+def places(configured: int | str, jobs: int, threads: int, bytes_of_one: int, devices_of_one: int = 1) -> int:
+    """How many workers for so many jobs: as configured; for `auto` one for each `devices_of_one` GPUs, or for that
+    many times `threads` cores, and fewer where memory has no room for so many."""
     if configured != "auto":
         return max(1, min(int(configured), jobs))
     devices_here = len(devices.visible()) or len(os.sched_getaffinity(0)) // threads
-    return max(1, min(devices_here, jobs, available_memory() // bytes_of_one))
+    return max(1, min(devices_here // devices_of_one, jobs, available_memory() // bytes_of_one))
 
 
 def available_memory() -> int:

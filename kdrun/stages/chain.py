@@ -15,7 +15,7 @@ from kdrun.errors import InputError
 from kdrun.runs import directory, recording
 from kdrun.runs import record as runs
 from kdrun.runs.identity import fingerprint
-from kdrun.runtime import locks, signals, tensorflow, workers
+from kdrun.runtime import devices, locks, signals, workers
 from kdrun.runtime.workers import Pool, Task
 from kdrun.stages import work
 
@@ -57,7 +57,7 @@ class Parts:
             recording.update(self._run_dir, self._record)
             threads = work.threads_beside(config, run_dir)
             if self._pool is None:
-                tensorflow.load_tensorflow(threads)
+                work.load_tensorflow(config, threads)
                 stages.run(config, run_dir)
                 return run_dir
             words = recording.words()
@@ -71,7 +71,7 @@ class Parts:
         if self._pool is None:
             from kdrun.stages.cache import ask
 
-            tensorflow.load_tensorflow(work.threads_beside(config))
+            work.load_tensorflow(config)
             ask(config, source)
             return
         asks = work.as_task("cached", "teacher's outputs", work.threads_beside(config), config, source=str(source))
@@ -122,7 +122,8 @@ class Parts:
 def parts_of(config: Mapping, run_dir: Path, record: dict, jobs: int) -> Iterator[Parts]:
     """The parts of a run, of which at most `jobs` could be done beside each other; leaving it ends all workers."""
     threads = work.threads_beside(config, run_dir)
-    size = workers.places(config["workers"], jobs, threads, bytes_of(config))
+    of_one = devices.count(config["devices"])
+    size = workers.places(config["workers"], jobs, threads, bytes_of(config), of_one)
     if size == 1:
         yield Parts(run_dir, record, None)
         return

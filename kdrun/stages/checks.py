@@ -14,7 +14,7 @@ from kdrun.models import build as models
 from kdrun.objectives import selection
 from kdrun.runs import directory
 from kdrun.runs import record as runs
-from kdrun.runtime import terminal
+from kdrun.runtime import devices, terminal
 from kdrun.teachers import cache, checkpoint, foreign, initial, kinds, logits_file, overlap
 from kdrun.teachers.sources import is_run, learned_from
 
@@ -148,6 +148,27 @@ def kept_views(config: Mapping, sources: Sequence[Path] = ()) -> None:
         )
 
 
+def _devices(config: Mapping, part: str, role: str) -> None:
+    """Raises InputError where a batch cannot be spread over the devices that there are."""
+    count, batch_size = devices.count(config["devices"]), config[part]["batch_size"]
+    here = devices.visible()
+    if here and count > len(here):
+        begun = config["resume"] not in (None, "auto")
+        advice = "Go on where there are so many" if begun else f"Give at most {len(here)}"
+        raise InputError(f"devices={config['devices']}: this machine has {len(here)} GPUs. {advice}.")
+    if batch_size % count:
+        nearest = max(count, batch_size // count * count)
+        raise InputError(
+            f"devices={config['devices']}: {part}.batch_size={batch_size} cannot be spread over {count} devices "
+            f"equally. Give a multiple of {count}, like {part}.batch_size={nearest}."
+        )
+    if count > 1 and config[role].get("quantize"):
+        raise InputError(
+            f"devices={config['devices']}: {role}.quantize={config[role]['quantize']} finds its ranges on one device. "
+            "Give devices=1."
+        )
+
+
 def _part(config: Mapping, part: str, role: str) -> None:
     """What a stage's part trains must fit the data: `part` of the config has its epochs, `role` is whose net it is."""
     batch_size = config[part]["batch_size"]
@@ -166,6 +187,7 @@ def _part(config: Mapping, part: str, role: str) -> None:
             f"{part}.batch_size={batch_size} is larger than the training split of {training_size} images. "
             f"Give at most {training_size}."
         )
+    _devices(config, part, role)
     _optimizer(config, part, role)
     _model(config, role, data["normalise"])
     initial.check(config, role, dataset)

@@ -71,9 +71,11 @@ def distill(config: Mapping, run_dir: Path) -> dict:
             initial_weights = InitialWeights(
                 {"classifier": weights}, lambda made: made.get_layer("classifier").set_weights(classifier)
             )
+        asked = (config, found, dataset, model, weights)
         spec = SupervisionSpec(
             compile_key=supervisors.compile_key(config, found, dataset, depends),
-            build=partial(supervisors.supervision, config, found, dataset, model, weights),
+            build=partial(supervisors.supervision, *asked),
+            again=partial(supervisors.again, *asked),
         )
         shown = preparation.of_data(config["data"], labelled)
         own = {**job.distillation_settings(config), "images_per_epoch": transfer.images_per_epoch(labelled, unlabelled)}

@@ -15,7 +15,6 @@ from kdrun.registry import register
 from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
-from kdrun.runtime import tensorflow
 from kdrun.stages import chain, checks, seeds, work
 from kdrun.stages.compare import compared
 from kdrun.teachers import sources
@@ -80,7 +79,7 @@ def generations(config: Mapping, run_dir: Path, *, generations: Annotated[int, i
 def _rehearse(config: Mapping) -> None:
     """Have objectives on features tried before the first generation is trained."""
     if selection.are_to_be_tried(config["objective"]):
-        tensorflow.load_tensorflow(work.threads_beside(config))
+        work.load_tensorflow(config)
         from kdrun.teachers.supervisors import rehearse
 
         students = for_role(config, "student")

@@ -17,7 +17,7 @@ from kdrun.errors import InputError
 from kdrun.objectives import selection
 from kdrun.reports import classes, figures
 from kdrun.runs.recording import update
-from kdrun.runtime import precision
+from kdrun.runtime import devices, precision
 from kdrun.storage import files
 from kdrun.tracking import tracker as tracking
 from kdrun.training import job as jobs
@@ -83,6 +83,8 @@ def training_job(
         save_every=60 * config["checkpoint"]["every_minutes"],
         measure_latency=config["measure_latency"],
         on_device=data["on_device"],
+        devices=devices.count(config["devices"]),
+        sync_batch_norm=config["sync_batch_norm"],
         supervision=supervision,
         initial_weights=initial_weights,
     )

@@ -15,7 +15,6 @@ from kdrun.registry import register
 from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
-from kdrun.runtime import tensorflow
 from kdrun.stages import chain, checks, export, seeds, work
 from kdrun.stages.compare import compared
 from kdrun.stages.seeds import Student
@@ -97,7 +96,7 @@ def _teachers(config: Mapping, students: Sequence[Student], parts: chain.Parts) 
         is_needed = any(sources.are_needed(student.config) for student in students)
         return sources.resolve(config) if is_needed else [Path(config["teacher"]["run"])]
     if any(selection.are_to_be_tried(student.config["objective"]) for student in students):
-        tensorflow.load_tensorflow(work.threads_beside(config))
+        work.load_tensorflow(config)
         from kdrun.teachers.supervisors import rehearse
 
         of_student = for_role(config, "student")

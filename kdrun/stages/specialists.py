@@ -19,7 +19,6 @@ from kdrun.registry import register
 from kdrun.runs import identity, predictions
 from kdrun.runs import record as runs
 from kdrun.runs.recording import recording
-from kdrun.runtime import tensorflow
 from kdrun.stages import chain, checks, work
 from kdrun.teachers import sources
 
@@ -70,7 +69,7 @@ def specialists(
             if run == "auto":
                 generalist = parts.start("teacher", config, identity.of_teacher(config, dataset_sha256))
                 parts.wait()
-            tensorflow.load_tensorflow(work.threads_beside(config))
+            work.load_tensorflow(config)
             dataset = datasets.load(for_role(config, "teacher")["data"])
             of_classes = confusable(_said(config, generalist, dataset, "validation"), clusters)
             record["class_names"] = [str(name) for name in dataset.class_names]

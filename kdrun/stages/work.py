@@ -12,7 +12,7 @@ from kdrun.config import schema
 from kdrun.errors import InputError, KdrunError
 from kdrun.runs import record as runs
 from kdrun.runs import recording, sweeps
-from kdrun.runtime import tensorflow
+from kdrun.runtime import devices, tensorflow
 from kdrun.runtime.workers import Task
 
 WORKER = "kdrun.stages.worker"  # the module whose `main` a worker process runs
@@ -25,9 +25,14 @@ def do(values: Mapping, run_dir: Path, words: Sequence[str] | None, threads: int
     itself; see `threads_alone`).
     """
     if stages.needs_tensorflow(values):
-        tensorflow.load_tensorflow(threads or threads_alone(values, run_dir))
+        load_tensorflow(values, threads or threads_alone(values, run_dir))
     with recording.commanded(words):
         return stages.run(values, run_dir)
+
+
+def load_tensorflow(config: Mapping, threads: int | None = None) -> None:
+    """Have TensorFlow in this process, with the config's devices and so many threads (None: of one of several jobs)."""
+    tensorflow.load_tensorflow(threads or threads_beside(config), devices.count(config["devices"]))
 
 
 def threads_alone(config: Mapping, run_dir: Path) -> int:
@@ -36,7 +41,7 @@ def threads_alone(config: Mapping, run_dir: Path) -> int:
     entry = registry.get("stage", config["stage"])
     if (given := _given(config, run_dir)) is not None:
         return given
-    if entry.has_parts:
+    if entry.has_parts or devices.count(config["devices"]) > 1:
         return 1
     if entry.role is None or "TF_NUM_INTRAOP_THREADS" in os.environ:
         return tensorflow.threads_of_its_own()
@@ -87,7 +92,7 @@ def as_task(what: str, name: str, threads: int, config: Mapping, **of_it: Any) -
     module = config["objective"].get("module") if isinstance(config.get("objective"), Mapping) else None
     files = [*config.get("plugins", ()), *([module] if module else [])]
     does = {"what": what, "plugins": files, "config": config, **of_it}
-    return Task(name, does, _key(config), threads)
+    return Task(name, does, _key(config), threads, devices.count(config["devices"]))
 
 
 def _key(config: Mapping) -> str:

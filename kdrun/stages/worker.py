@@ -15,7 +15,7 @@ from typing import Any
 from kdrun import errors
 from kdrun.plugins import load
 from kdrun.runs import sweeps
-from kdrun.runtime import progress, tensorflow
+from kdrun.runtime import progress
 from kdrun.stages import work
 
 
@@ -31,7 +31,7 @@ def _cached(config: dict, source: str, threads: int) -> None:
     """Have a teacher's outputs cached, where they are to be."""
     from kdrun.stages.cache import ask
 
-    tensorflow.load_tensorflow(threads)
+    work.load_tensorflow(config, threads)
     ask(config, Path(source))
 
 

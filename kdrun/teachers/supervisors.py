@@ -18,11 +18,13 @@ from kdrun.objectives import selection
 from kdrun.objectives.combining import combined
 from kdrun.objectives.learned import Learned
 from kdrun.runs import record as runs
-from kdrun.teachers import cache, foreign, outputs
+from kdrun.runtime import precision
+from kdrun.teachers import cache, checkpoint, foreign, outputs
 from kdrun.teachers.sources import is_run, weights_of
 from kdrun.training.supervision import (
     CachedTeacher,
     Decode,
+    LiveTeachers,
     Peers,
     Supervision,
     TeacherSource,
@@ -104,10 +106,8 @@ def supervision(
         source: TeacherSource = CachedTeacher(encode([each["train"] for each in logits], features), decode)
     else:
         networks, logits = zip(*(outputs.live(config, each, dataset) for each in sources), strict=True)
-        shown = [preparation.of_run(runs.read(each)) for each in sources]
-        source = live_teachers(networks, shown, layers, decode)
-    if [weights_of(each) for each in sources] != list(sums):
-        raise InputError("The teacher's file was changed while kdrun was reading it. Start the run again.")
+        source = _live(networks, sources, layers, decode)
+    _check_unchanged(sources, sums)
     teacher_logits = {
         split: _combined(config["teacher"], [tf.constant(each[split]) for each in logits], 1.0)
         .numpy()
@@ -115,6 +115,31 @@ def supervision(
         for split in ("validation", "test")
     }
     return replace(found, source=source, teacher_logits=teacher_logits)
+
+
+def again(
+    config: Mapping,
+    sources: Sequence[Path],
+    dataset: datasets.Dataset,
+    model: Mapping,
+    sums: Sequence[str],
+    first: Supervision,
+) -> Supervision:
+    """What a copy of the student on another device learns from: the same as the first one, of whose live teachers it
+    has copies of its own. See `supervision`."""
+    _, layers = _without_teacher(config, model, _features(config, sources, dataset), dataset)
+    networks = [checkpoint.load(each, precision.policy(config["precision"])) for each in sources]
+    _check_unchanged(sources, sums)
+    return replace(first, source=_live(networks, sources, layers, _decoder(config, len(sources), layers)))
+
+
+def _live(networks: Sequence, sources: Sequence[Path], layers: Mapping[str, str], decode: Decode) -> LiveTeachers:
+    return live_teachers(networks, [preparation.of_run(runs.read(each)) for each in sources], layers, decode)
+
+
+def _check_unchanged(sources: Sequence[Path], sums: Sequence[str]) -> None:
+    if [weights_of(each) for each in sources] != list(sums):
+        raise InputError("The teacher's file was changed while kdrun was reading it. Start the run again.")
 
 
 def _features(config: Mapping, sources: Sequence[Path], dataset: datasets.Dataset) -> Mapping[str, str]:

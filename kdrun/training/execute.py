@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +15,10 @@ from kdrun.data.datasets import Split
 from kdrun.data.rows import Images
 from kdrun.evaluation.inference import Infer
 from kdrun.runtime import signals, workers
+from kdrun.runtime.tensorflow import is_gpu
 from kdrun.training import schedules
 from kdrun.training.network import Network
+from kdrun.training.replicas import ALONE, Replicas
 from kdrun.training.settings import Settings
 from kdrun.training.step import Inputs, TrainingSet, metric_names, training_step
 
@@ -27,7 +29,8 @@ _MOST_STEPS = 1 << 20  # a call
 
 @dataclass(frozen=True)
 class Program:
-    """A network with what is compiled of it: `run_steps` as compiled_steps makes it, and its inference."""
+    """A network with what is compiled of it: `run_steps` as compiled_steps makes it, and its inference. `followers` are
+    the same network on other devices."""
 
     network: Network
     run_steps: Callable[..., tf.Tensor]
@@ -35,6 +38,12 @@ class Program:
     on_disk: Images | None = None  # the training images, where they are not in the device's memory
     begins: str | None = None  # which weights it begins with, for the log, where they are not those drawn
     latency: dict[str, float] = field(default_factory=dict)  # measured once: a later job's weights take as long
+    followers: Sequence[Network] = ()
+
+    def follow(self) -> None:
+        """Have the network on all devices as it is on the first one, after it was set from outside."""
+        for number, each in enumerate(self.followers, start=1):
+            each.follow(self.network, number)
 
 
 def is_on_device(asked: str, images: Images) -> bool:
@@ -46,19 +55,29 @@ def is_on_device(asked: str, images: Images) -> bool:
 
 
 def compiled_steps(
-    network: Network, split: Split, settings: Settings, on_device: bool = True
+    networks: Sequence[Network],
+    split: Split,
+    settings: Settings,
+    on_device: bool = True,
+    replicas: Replicas = ALONE,
 ) -> Callable[..., tf.Tensor]:
     """A compiled function that takes some steps: (indices, views, values, mixes, draws, cached, images) -> metrics.
 
     Its arguments are those of step.Inputs with a first axis of steps, inputs so that changing them traces nothing
     anew; images are there where the split's are not to be held `on_device`. The metrics are float32 [steps,
     len(step.metric_names)]. Of `settings`, batch size, preprocessing, whether images are mixed, and label smoothing are
-    used.
+    used. There is a network for each of `replicas`, on its device.
     """
-    supervision = network.supervision
-    held = tf.constant(np.asarray(split.images)) if on_device else None
+    supervision = networks[0].supervision
     labelled = np.count_nonzero(split.labels >= 0) / len(split.labels)
-    training_set = TrainingSet(held, tf.constant(split.labels), labelled)
+    training_sets: list[TrainingSet] = []
+    for device in replicas.devices:
+        if training_sets and not is_gpu(device):  # parts of a CPU have one memory
+            training_sets.append(training_sets[0])
+            continue
+        with tf.device(device):
+            held = tf.constant(np.asarray(split.images)) if on_device else None
+            training_sets.append(TrainingSet(held, tf.constant(split.labels), labelled))
     metrics = len(metric_names(supervision.objectives))
     batch = tf.TensorSpec([None, settings.batch_size], tf.int32)
     values = tf.TensorSpec([None, 3 + len(supervision.objectives)], tf.float32)
@@ -77,7 +96,7 @@ def compiled_steps(
             of_step = {name: array[k] for name, array in cached.items()}
             of_images = None if on_device else images[k]
             inputs = Inputs(indices[k], views[k], values[k], mixes[k], draws[k], of_step, of_images)
-            rows = rows.write(k, training_step(network, training_set, settings, inputs))
+            rows = rows.write(k, training_step(networks, training_sets, settings, inputs, replicas))
         return rows.stack()
 
     return run_steps

@@ -6,17 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import tensorflow as tf
+import tf_keras
+
 from kdrun.data.datasets import Dataset
+from kdrun.errors import InputError
 from kdrun.evaluation import metrics
 from kdrun.evaluation.inference import Infer, compiled_inference, latency, logits
 from kdrun.models import build as models
 from kdrun.models import surgery
+from kdrun.models.synchronisation import synchronise
 from kdrun.models.weights import save_weights
 from kdrun.runtime import terminal
+from kdrun.runtime.tensorflow import device_names
 from kdrun.tracking.tracker import Trackers
 from kdrun.training import loop, schedules, state
 from kdrun.training.execute import Program, compiled_steps, is_on_device
 from kdrun.training.network import Network, reuse_or_build
+from kdrun.training.replicas import Replicas
 from kdrun.training.settings import Settings
 from kdrun.training.supervision import LABELS_ALONE, Supervision
 
@@ -26,10 +33,14 @@ _LOGS = 500_000  # bytes of a short run's logs, curves and pictures
 
 
 class SupervisionSpec(NamedTuple):
-    """How supervision is made, and all that it depends on, as plain values."""
+    """How supervision is made, and all that it depends on, as plain values.
+
+    `again` makes of it that of another device, whose live teachers are copies of its own.
+    """
 
     compile_key: Mapping
     build: Callable[[], Supervision]
+    again: Callable[[Supervision], Supervision] = lambda first: first
 
 
 class InitialWeights(NamedTuple):
@@ -54,7 +65,7 @@ class TrainingJob:
 
     `name` is what log lines call it, `model` its model's name and keys, `policy` a tf_keras dtype policy's name, and
     `save_every` the seconds between training states. `data_key` holds, as plain values, what the dataset was made
-    with. `on_device` is as execute.is_on_device has it.
+    with. `on_device` is as execute.is_on_device has it. Each batch is spread over `devices`.
     """
 
     name: str
@@ -67,6 +78,8 @@ class TrainingJob:
     save_every: float
     measure_latency: bool
     on_device: str = "on"
+    devices: int = 1
+    sync_batch_norm: bool = False
     supervision: SupervisionSpec = ON_LABELS
     initial_weights: InitialWeights = AS_DRAWN
 
@@ -95,6 +108,7 @@ class TrainingJob:
             "mixed": [bool(self.settings.mixup), bool(self.settings.cutmix)],
             "label_smoothing": self.settings.label_smoothing,
             "quantize": self.settings.quantize,
+            "devices": [self.devices, self.sync_batch_norm],
             "preparation": self.settings.preparation,
             "data": self.data_key,
             "dataset_sha256": self.dataset.sha256,
@@ -109,6 +123,7 @@ def prepare(job: TrainingJob) -> Program:
     with terminal.doing(f"building {what}"):
         program = reuse_or_build(job.compile_key, lambda: _build(job))
         program.network.reset(job.settings.seed)
+        program.follow()
     return program
 
 
@@ -171,20 +186,47 @@ def _build(job: TrainingJob) -> Program:
 
     def build(seed: int):
         model = models.build(job.model, job.image_shape, job.dataset.num_classes, seed, job.policy)
+        if job.devices > 1:
+            _check_is_flat(job, model)
+            if job.sync_batch_norm:
+                synchronise(model)
         models.initialise(model, job.model)
         begins.append(job.initial_weights.assign(model))
         return model
 
-    supervision = job.supervision.build()  # before the student: a teacher may be asked now and let go of
+    replicas = Replicas(device_names(job.devices))
+    # before the student: a teacher may be asked now and let go of
+    supervisions = [job.supervision.build()]
     scale_loss = job.policy == "mixed_float16"
     factors = job.initial_weights.factors
-    network = Network(
-        build, job.settings.seed, job.settings.optimizer, scale_loss, supervision, factors, job.settings.quantize
-    )
+
+    def network(supervision: Supervision) -> Network:
+        return Network(
+            build, job.settings.seed, job.settings.optimizer, scale_loss, supervision, factors, job.settings.quantize
+        )
+
+    networks: list[Network] = []
+    for device in replicas.devices:
+        with tf.device(device):
+            if networks and supervisions[0].preparations:  # a teacher beside the student: one a device
+                supervisions.append(job.supervision.again(supervisions[0]))
+            networks.append(network(supervisions[-1]))
+    first, *followers = networks
     on_device = is_on_device(job.on_device, job.dataset.train.images)
-    run_steps = compiled_steps(network, job.dataset.train, job.settings, on_device)
+    run_steps = compiled_steps(networks, job.dataset.train, job.settings, on_device, replicas)
     on_disk = None if on_device else job.dataset.train.images
-    return Program(network, run_steps, _inference(job, network.model), on_disk, begins[0])
+    infer = _inference(job, first.model)
+    return Program(first, run_steps, infer, on_disk, begins[0], followers=followers)
+
+
+def _check_is_flat(job: TrainingJob, model) -> None:
+    """Raises InputError for a network with another one inside, whose dropout and batch normalisation nobody here
+    sees."""
+    if inside := [layer.name for layer in model.layers if isinstance(layer, tf_keras.Model)]:
+        raise InputError(
+            f"devices={job.devices}: {job.model['name']} has a network inside, {inside[0]}, whose dropout and batch "
+            "normalisation cannot be spread over several devices. Give devices=1."
+        )
 
 
 def _inference(job: TrainingJob, model) -> Infer:

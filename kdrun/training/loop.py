@@ -26,7 +26,6 @@ from kdrun.storage.forms import count, number, problem
 from kdrun.tracking.tracker import Trackers
 from kdrun.training import state
 from kdrun.training.execute import Program, step_values, take_steps
-from kdrun.training.network import Network
 from kdrun.training.settings import Settings
 from kdrun.training.step import metric_names
 
@@ -86,7 +85,7 @@ def train(
     folder = run_dir / "checkpoints"
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
     planned = per_epoch, settings.epochs, len(names)
-    progress, best_weights = _restored(network, folder, weights, planned, trackers)
+    progress, best_weights = _restored(program, folder, weights, planned, trackers)
     last_saved = time.monotonic()
 
     def save() -> None:
@@ -156,12 +155,13 @@ def _last_values(settings: Settings, objectives: Sequence[str], step: int, per_e
 
 
 def _restored(
-    network: Network, folder: Path, weights: Mapping[str, Path], planned: tuple[int, int, int], trackers: Trackers
+    program: Program, folder: Path, weights: Mapping[str, Path], planned: tuple[int, int, int], trackers: Trackers
 ) -> tuple[Progress, list[np.ndarray] | None]:
     """Where training goes on, and the best weights so far; files, too, are put back to what they were then.
 
     `planned` are steps an epoch, epochs, and how many metrics a step has.
     """
+    network = program.network
     per_epoch, _, sums = planned
     progress, best_weights = Progress(sums), None
     found = state.newest(folder, partial(_wrong, planned, trackers))
@@ -174,6 +174,7 @@ def _restored(
             best_weights = network.weights()
             files.write_with(weights["best"], partial(shutil.copyfile, found.best))
         state.read(found, network)
+        program.follow()
         if progress.epochs and progress.step == progress.epochs * per_epoch:
             with network.averaged():
                 save_weights(network.model, weights["last"])

@@ -7,7 +7,7 @@ that one network serves them all, and each starts from exactly what a process of
 
 import gc
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,7 +18,8 @@ from kdrun.data.batches import relative_seed
 from kdrun.models.quantization import FakeQuantized
 from kdrun.objectives.learned import Learned
 from kdrun.optimizers.average import Average
-from kdrun.optimizers.flat import FlatOptimizer
+from kdrun.optimizers.flat import FlatOptimizer, flattened, unflattened
+from kdrun.training.replicas import Part
 from kdrun.training.supervision import LABELS_ALONE, Forward, Supervision, call_on_zeros, forward
 
 _SEEDS_REMEMBERED = 16
@@ -72,6 +73,45 @@ class Network:
         _assign(self.learned.variables, self.learned.initial(seed))
         _assign(self._remembered, self._fresh)
         self.optimizer.reload()
+
+    def follow(self, first: "Network", number: int) -> None:
+        """Be in the state of another one of the same kind, on another device, but for random numbers: those are this
+        device's own, number `number`."""
+        pairs = zip((self.model, *self.peers), (first.model, *first.peers), strict=True)
+        for mine, other in pairs:
+            _assign(mine.variables, (each.numpy() for each in other.variables))
+            for generator, of_first in zip(mine.generators, other.generators, strict=True):
+                *counter, key = of_first.state.numpy()
+                generator.state.assign([*counter, key + number])
+        _assign(self.learned.variables, (each.numpy() for each in first.learned.variables))
+        _assign(self.optimizer.state, (each.numpy() for each in first.optimizer.state))
+        self.optimizer.reload()
+
+    @property
+    def moving(self) -> list[tf.Variable]:
+        """What a forward pass in training moves on: batch normalisation's statistics, where it is not frozen."""
+        trained = [layer for model in (self.model, *self.peers) for layer in model.layers if layer.trainable]
+        return [v for layer in trained for v in layer.non_trainable_variables if v.dtype.is_floating]
+
+    def gradient(
+        self, tape: tf.GradientTape, scaled_loss: tf.Tensor, before: Sequence[tf.Tensor], part: Part
+    ) -> tf.Tensor:
+        """The gradient of the whole batch's loss, as one vector, of which `tape` has the part's share.
+
+        All that the devices have to tell each other goes with it: each has moved its statistics since `before`, and
+        all move on by the mean of that.
+        """
+        gradients = self.optimizer.gradients(tape, scaled_loss)
+        if part.count == 1:
+            return flattened(gradients)
+        # what objectives learn sees the whole batch: each device has all of its gradient
+        own = len(gradients) - len(self.learned.trainable_variables)
+        gradients = [*gradients[:own], *(each / part.count for each in gradients[own:])]
+        moved = [variable - each for variable, each in zip(self.moving, before, strict=True)]
+        summed = unflattened(part.sum(flattened([*gradients, *moved])), [*gradients, *moved])
+        for variable, each, change in zip(self.moving, before, summed[len(gradients) :], strict=True):
+            variable.assign(each + change / part.count)
+        return flattened(summed[: len(gradients)])
 
     def _initial_values(self, seed: int) -> list[np.ndarray]:
         if seed not in self._initial:

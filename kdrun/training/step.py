@@ -12,6 +12,7 @@ from kdrun.models.preprocessing import gathered
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.logits import cross_entropy
 from kdrun.training.network import Network
+from kdrun.training.replicas import ALONE, Part, Replicas
 from kdrun.training.settings import Settings
 from kdrun.training.supervision import StepBatch, TeacherOutputs
 
@@ -53,29 +54,59 @@ def metric_names(objectives: Iterable[str]) -> tuple[str, ...]:
     return (*STEP_METRICS, *names) if names else STEP_METRICS[:3]
 
 
-def training_step(network: Network, training_set: TrainingSet, settings: Settings, inputs: Inputs) -> tf.Tensor:
+def training_step(
+    networks: Sequence[Network],
+    training_sets: Sequence[TrainingSet],
+    settings: Settings,
+    inputs: Inputs,
+    replicas: Replicas = ALONE,
+) -> tf.Tensor:
     """Take a step of the student and of those that train beside it; returns the student's metrics.
 
     The metrics are float32 [len(metric_names)]. Of `settings`, the preprocessing, whether images are mixed and label
-    smoothing are used.
+    smoothing are used. There are a network and a training set for each of `replicas`; after the step all networks are
+    in the same state.
+    """
+
+    def of_part(part: Part) -> tuple[tf.Tensor, tf.Tensor]:
+        return _of_part(networks[part.number], training_sets[part.number], settings, inputs, part)
+
+    found = replicas.run(of_part)
+    for network, (_, gradient), device in zip(networks, found, replicas.devices, strict=True):
+        with tf.device(device):
+            network.optimizer.update(gradient, inputs.values[0])
+    if networks[0].average:
+        networks[0].average.update()
+    return found[0][0]
+
+
+def _of_part(
+    network: Network, training_set: TrainingSet, settings: Settings, inputs: Inputs, part: Part
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """A device's part of a step: the metrics and the gradient as one vector, both of the whole batch.
+
+    Networks see the part's images; of their outputs the whole batch is brought together, so that every loss is that of
+    the whole batch, on each device, and its gradient there the part's share.
     """
     supervision = network.supervision
-    learning_rate, temperature, alpha, *weights = tf.unstack(inputs.values)
+    _, temperature, alpha, *weights = tf.unstack(inputs.values)
     labels = tf.gather(training_set.labels, inputs.indices)
     counts = _counts(labels, training_set.labelled)
-    shown = _prepared(training_set.images, settings, inputs, supervision.preparations)
+    shown = _prepared(training_set.images, settings, inputs, supervision.preparations, part)
     images = shown[settings.preparation]
     share = own_share(inputs.mix, *images.shape[1:3]) if settings.is_mixed else None
     smoothing = settings.label_smoothing
     label_loss = partial(cross_entropy, labels=labels, counts=counts, own_share=share, smoothing=smoothing)
+    before = [tf.identity(each) for each in network.moving] if part.count > 1 else []
     with tf.GradientTape() as tape:
-        logits, features = network.forward(images, training=True)
-        together = [logits, *(peer(images, training=True) for peer in network.peers)]
+        own_logits, features = network.forward(images, training=True)
+        logits = part.whole(own_logits)
+        together = [logits, *(part.whole(peer(images, training=True)) for peer in network.peers)]
         known = Batch(
             logits,
             labels=labels,
             temperature=temperature,
-            features=features,
+            features={name: part.whole(each) for name, each in features.items()},
             learned=network.learned,
             indices=inputs.indices,
             training_size=supervision.training_size,
@@ -86,17 +117,15 @@ def training_step(network: Network, training_set: TrainingSet, settings: Setting
         for place, each in enumerate(together):
             with tape.stop_recording():  # nothing of a teacher gets a gradient
                 batch = StepBatch(temperature, inputs.cached, [*together[:place], *together[place + 1 :]])
-                teacher = supervision.source.outputs(batch, shown)
+                teacher = supervision.source.outputs(batch, shown, part)
             objectives = supervision.objectives.values()
             parts.append(losses(objectives, known._replace(logits=each), teacher, alpha, weights, label_loss(each)))
         scaled_loss = network.optimizer.scaled(tf.add_n([loss for loss, *_ in parts]))
-    network.optimizer.minimize(tape, scaled_loss, learning_rate)
-    if network.average:
-        network.average.update()
+    gradient = network.gradient(tape, scaled_loss, before, part)
     correct = tf.cast(tf.argmax(logits, axis=1, output_type=tf.int32) == labels, tf.float32)
     loss, of_labels, *terms = parts[0]  # what is shown is the student's
     accuracy = tf.reduce_mean(correct if counts is None else counts * correct)
-    return tf.stack([loss, of_labels, accuracy, *terms])
+    return tf.stack([loss, of_labels, accuracy, *terms]), gradient
 
 
 def losses(
@@ -128,13 +157,15 @@ def _counts(labels: tf.Tensor, labelled: float) -> tf.Tensor | None:
 # nothing in it depends on a tensor's value, and AutoGraph takes a tenth of a second to find that out
 @tf.autograph.experimental.do_not_convert
 def _prepared(
-    images: tf.Tensor | None, settings: Settings, inputs: Inputs, of_teachers: Iterable[Preparation]
+    images: tf.Tensor | None, settings: Settings, inputs: Inputs, of_teachers: Iterable[Preparation], part: Part
 ) -> Mapping[Preparation, tf.Tensor]:
-    """The step's images, float32 [batch, size, size, channels], as the student and each live teacher see them."""
+    """The part's images, float32 [images, size, size, channels], as the student and each live teacher see them."""
     ways = list(dict.fromkeys([settings.preparation, *of_teachers]))
-    raw = inputs.images if images is None else images
-    places = None if images is None else inputs.indices
-    shown = gathered(raw, places, inputs.indices, inputs.views, settings.augmentation, ways)
+    first = Part() if settings.is_mixed else part  # who is mixed with whom is the whole batch's
+    indices, views = first.of(inputs.indices), first.of(inputs.views)
+    raw = first.of(inputs.images) if images is None else images
+    places = None if images is None else indices
+    shown = gathered(raw, places, indices, views, settings.augmentation, ways)
     if settings.is_mixed:
-        shown = [mixed(each, inputs.mix, bool(settings.mixup), bool(settings.cutmix)) for each in shown]
+        shown = [part.of(mixed(each, inputs.mix, bool(settings.mixup), bool(settings.cutmix))) for each in shown]
     return dict(zip(ways, shown, strict=True))

@@ -13,6 +13,7 @@ from kdrun.data.preparation import Preparation
 from kdrun.models.surgery import with_features
 from kdrun.objectives.batch import Batch
 from kdrun.objectives.learned import Learned
+from kdrun.training.replicas import Part
 
 Images = Mapping[Preparation, tf.Tensor]  # float32 [batch, height, width, channels], for each way of preparing them
 Encoded = Mapping[str, tf.Tensor]  # each teacher's logits, and the first one's features, by name: see `encode`
@@ -47,8 +48,8 @@ class StepBatch(NamedTuple):
 class TeacherSource(Protocol):
     """Where a batch's teacher outputs come from."""
 
-    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
-        """The outputs on a step's images; part of the compiled step."""
+    def outputs(self, batch: StepBatch, images: Images, part: Part) -> TeacherOutputs:
+        """The outputs on a step's whole batch, of which `images` are a part; part of the compiled step."""
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:
         """Outputs of the same shapes, all zero."""
@@ -59,7 +60,7 @@ class NoTeacher:
     """Nobody teaches: training on labels alone, or under objectives without a teacher."""
 
     @tf.autograph.experimental.do_not_convert
-    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
+    def outputs(self, batch: StepBatch, images: Images, part: Part) -> TeacherOutputs:
         return TeacherOutputs()
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:
@@ -74,7 +75,7 @@ class CachedTeacher:
     decode: Decode
 
     @tf.autograph.experimental.do_not_convert
-    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
+    def outputs(self, batch: StepBatch, images: Images, part: Part) -> TeacherOutputs:
         return self.decode(batch.cached, batch.temperature)
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:
@@ -91,8 +92,9 @@ class LiveTeachers:
     shapes: Mapping[str, Sequence[int]]
     decode: Decode
 
-    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
-        return self.decode(self.forward(images), batch.temperature)
+    def outputs(self, batch: StepBatch, images: Images, part: Part) -> TeacherOutputs:
+        encoded = {name: part.whole(each) for name, each in self.forward(images).items()}
+        return self.decode(encoded, batch.temperature)
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:
         return _decoded_zeros(self.decode, batch_size, self.shapes)
@@ -105,7 +107,7 @@ class Peers:
     count: int
     decode: Decode
 
-    def outputs(self, batch: StepBatch, images: Images) -> TeacherOutputs:
+    def outputs(self, batch: StepBatch, images: Images, part: Part) -> TeacherOutputs:
         return self.decode(encode([tf.stop_gradient(logits) for logits in batch.peers], {}), batch.temperature)
 
     def zeros(self, batch_size: int, num_classes: int) -> TeacherOutputs:

@@ -134,6 +134,8 @@ PRESETS = {
     "paper/teacher": _PAPER | {"stage": "teacher"},
     "paper/student": _PAPER | {"stage": "student"},
     "paper/distilled": _PAPER | {"stage": "pipeline"},
+    "paper/distilled_views": _PAPER
+    | {"stage": "pipeline", "teacher.augment.jitter": 2, "student.augment.jitter": 1, "student.augment.views": 8},
     "paper/temperatures": _PAPER,
     "paper/logit_matching": _PAPER | {"alpha": 1},
     "paper/no_threes": _PAPER | {"data.exclude_classes": [3], "student.train_on_validation": False},

@@ -13,7 +13,7 @@ import tf_keras  # noqa: E402
 
 from kdrun.optimizers import elementwise as optimizers  # noqa: E402
 from kdrun.optimizers.average import Average  # noqa: E402
-from kdrun.optimizers.flat import FlatOptimizer  # noqa: E402
+from kdrun.optimizers.flat import FlatOptimizer, flattened  # noqa: E402
 
 ADABELIEF = {
     "name": "adabelief",
@@ -83,7 +83,7 @@ def _train_flat(keys, values, gradients, rates, scale_loss=False, **compiling):
         for k in tf.range(tf.shape(rates)[0]):
             with tf.GradientTape() as tape:
                 loss = optimizer.scaled(_loss(variables, gradients, k))
-            optimizer.minimize(tape, loss, rates[k])
+            optimizer.update(flattened(optimizer.gradients(tape, loss)), rates[k])
 
     run(rates)
     return optimizer, variables
@@ -203,7 +203,7 @@ def test_a_network_trains_to_the_same_weights(keys):
         for k in tf.range(tf.shape(rates)[0]):
             with tf.GradientTape() as tape:
                 scaled = flat_optimizer.scaled(loss(flat, k))
-            flat_optimizer.minimize(tape, scaled, rates[k])
+            flat_optimizer.update(flattened(flat_optimizer.gradients(tape, scaled)), rates[k])
 
     @tf.function
     def run_separate(rates):
@@ -385,7 +385,7 @@ def test_a_variable_without_a_gradient_stays(keys, scale_loss):
         for _ in tf.range(5):
             with tf.GradientTape() as tape:
                 loss = optimizer.scaled(tf.reduce_sum(used**2))
-            optimizer.minimize(tape, loss, 0.01)
+            optimizer.update(flattened(optimizer.gradients(tape, loss)), 0.01)
 
     run()
     assert unused.numpy().tobytes() == before[1].tobytes()
@@ -411,7 +411,7 @@ def test_scaling_saves_gradients_that_float16_cannot_hold():
         with tf.GradientTape() as tape:
             loss = tf.cast(tf.cast(weight, tf.float16), tf.float32) * 1e-9
             loss = optimizer.scaled(loss)
-        optimizer.minimize(tape, loss, 1e6)
+        optimizer.update(flattened(optimizer.gradients(tape, loss)), 1e6)
         return 1 - weight.numpy()
 
     assert train(scale_loss=False) == 0

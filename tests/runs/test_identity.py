@@ -19,6 +19,7 @@ FREE = {
     "reuse": "what is trained anew",
     "print": "what is shown",
     "export": "after training",
+    "sync_batch_norm": "of several devices alone: see tests/training/test_devices.py",
     "workers": "how many jobs are at work beside each other",
     "checkpoint": "when states are saved",
     "measure_latency": "after training",

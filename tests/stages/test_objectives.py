@@ -378,7 +378,7 @@ def test_a_step_of_peers_is_that_of_the_formula():
     made = network.Network(build, 1, sgd, False, learned_from)
     settings = Settings(1, 1, 8, Preparation(2), Augmentation(), sgd, Annealed(2.0), Annealed(0.25), [Annealed(1.0)])
     before = [[w.astype(np.float64) for w in m.get_weights()] for m in (made.model, *made.peers)]
-    steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)
+    steps = execute.compiled_steps([made], datasets.Split(images, labels), settings)
     indices = np.arange(8, dtype=np.int32)[np.newaxis]
     values, draws = np.array([[0.5, 2.0, 0.25, 1.0]], np.float32), np.zeros((1, 2), np.int32)
     steps(indices, 0 * indices, values, np.ones((1, 5), np.float32), draws, {}, ())
@@ -417,7 +417,7 @@ def test_an_objective_gets_the_labels_of_the_batch_and_of_all_training_images():
     made = network.Network(build, 1, sgd, False, supervision.Supervision(objectives, training_size=8))
     weights = [Annealed(1.0)] * 2
     settings = Settings(1, 1, 3, Preparation(2), Augmentation(), sgd, Annealed(2.0), Annealed(0.25), weights)
-    steps = execute.compiled_steps(made, datasets.Split(images, labels), settings)
+    steps = execute.compiled_steps([made], datasets.Split(images, labels), settings)
     indices = np.array([[5, 0, 2], [7, 1, 3]], np.int32)
     values, draws = np.array([[0.5, 2.0, 0.25, 1.0, 1.0]] * 2, np.float32), np.zeros((2, 2), np.int32)
     rows = steps(indices, 0 * indices, values, np.zeros((2, 5), np.float32), draws, {}, ()).numpy()

@@ -326,10 +326,13 @@ def test_a_run_that_lacks_the_keys_that_came_later_goes_on_as_it_began(tmp_path,
             del record["config"][part]["image_size"]
             for key in LATER_OF_OPTIMIZER:
                 del record["config"][part]["optimizer"][key]
+    del record["config"]["devices"], record["config"]["sync_batch_norm"], record["devices"]
     assert record["identity"]["data"]["augment"] == record["config"]["data"]["augment"]
     (run_dir / "run.json").write_text(json.dumps(sealed(record)))
     assert resumed(run_dir, "data.augment.cutout=3") == 2
     assert "data.augment.cutout cannot change in a run that goes on: it is 0.0" in capsys.readouterr().err
+    assert resumed(run_dir, "devices=2") == 2
+    assert "devices cannot change in a run that goes on: it is 1 in" in capsys.readouterr().err
     assert resumed(run_dir) == 0
     assert_same(run_dir, done(tmp_path / "alone", *command))
 

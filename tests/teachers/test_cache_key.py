@@ -64,6 +64,8 @@ FREE = {
     "print": "what is shown",
     "export": "after training",
     "workers": "like the machine",
+    "devices": "like the machine",
+    "sync_batch_norm": "of training",
     "seeds": "of students, or what another teacher is made with",
     "teachers": "of teachers, each of which is asked",
     "controls": "of the students",

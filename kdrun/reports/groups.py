@@ -75,7 +75,7 @@ def table(groups: pd.DataFrame, chosen: Collection[str], names: Mapping[str, str
                 "group": name,
             }
         )
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).fillna("")  # of groups with test splits of other sizes, each has a column of errors
     return table.loc[:, [bool(table[column].any()) or column == "" for column in table.columns]]
 
 

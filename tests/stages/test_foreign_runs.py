@@ -554,3 +554,13 @@ def test_a_pipeline_of_before_a_key_came_goes_on(trained, tmp_path):
     assert main([f"resume={run_dir}", f"outputs={outputs}", "compare.margin=0.5"]) == 0
     assert record_of(run_dir)["status"] == "completed"
     assert record_of(run_dir)["results"]["studies"][0]["margin"] == 0.005
+
+
+def test_a_teacher_of_other_data_in_the_same_folder_is_a_row_of_its_own(data, trained, tmp_path):
+    """What outputs/teacher comes to hold: a column of errors for each size of a test split, empty for others."""
+    other = [*TINY, data, "stage=teacher", "epochs=1", "data.test_size=40", f"outputs={tmp_path}"]
+    assert main(other) == 0
+    places = f"runs=[{','.join(str(trained[each].parent) for each in TRAINED)},{tmp_path}/teacher]"
+    assert main(["stage=compare", places, f"outputs={tmp_path / 'compared'}"]) == 0
+    (page,) = (tmp_path / "compared").glob("compare/*/report.html")
+    assert {"errors of 40", "errors of 64"} <= set(re.findall(r"errors of \d+", page.read_text()))

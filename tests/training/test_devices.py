@@ -24,7 +24,8 @@ from kdrun.runtime import tensorflow as startup
 
 SMALL = ["data.train_size=384", "data.validation_size=96", "data.test_size=96", "data.image_size=28", "batch_size=96"]
 SMALL += ["epochs=5", "threads=1", "workers=1", "measure_latency=false", "tensorboard.histograms=false"]
-SMALL += ["tracker=[jsonl]", "optimizer=sgd", "optimizer.momentum=0.9"]
+SGD = ["optimizer=sgd", "optimizer.momentum=0.9"]
+SMALL += ["tracker=[jsonl]", *SGD]
 CONVNET = ["model@student.model=convnet", "student.model.filters=[4,8]", "optimizer.learning_rate=1e-2"]
 TEACHER = ["model@teacher.model=convnet", "teacher.model.filters=[8]"]
 SYNCHRONISED = [
@@ -48,7 +49,13 @@ CASES = {
     "features": ["stage=distill", *CONVNET, *TEACHER, "objective=[fitnet,attention]", "optimizer.learning_rate=1e-4"],
     "peers": ["stage=mutual", *CONVNET],
     "densenet": ["stage=student", *DENSENET, *SYNCHRONISED],
-    "resnet": ["stage=student", "model@student.model=resnet", "student.model.depth=8", *SYNCHRONISED],
+    "resnet": [
+        "stage=student",
+        "model@student.model=resnet",
+        "student.model.depth=8",
+        *SYNCHRONISED[:1],
+        "optimizer.learning_rate=3e-5",
+    ],
 }
 
 
@@ -85,7 +92,9 @@ def trained(tmp_path_factory, teacher):
             folders = {
                 each: tmp_path_factory.mktemp("case") for each in ("1", "2", "2 again", *"3" * (name == "plain"))
             }
-            command = [*SMALL, *CASES[name]] + ([f"teacher.run={teacher}"] if "stage=distill" in CASES[name] else [])
+            is_sgd = not any(word.startswith("optimizer=") for word in CASES[name])
+            command = [word for word in SMALL if is_sgd or word not in SGD] + CASES[name]
+            command += [f"teacher.run={teacher}"] if "stage=distill" in CASES[name] else []
             commands = {each: [*command, f"devices={each[0]}", f"outputs={folders[each]}"] for each in folders}
             in_one_process([commands[each] for each in folders if each != "3"])
             if "3" in folders:

@@ -49,17 +49,11 @@ CASES = {
     "features": ["stage=distill", *CONVNET, *TEACHER, "objective=[fitnet,attention]", "optimizer.learning_rate=1e-4"],
     "peers": ["stage=mutual", *CONVNET],
     "densenet": ["stage=student", *DENSENET, *SYNCHRONISED],
-    "resnet": [
-        "stage=student",
-        "model@student.model=resnet",
-        "student.model.depth=8",
-        *SYNCHRONISED[:1],
-        "optimizer.learning_rate=3e-5",
-    ],
+    "resnet": ["stage=student", "model@student.model=resnet", "student.model.depth=8", *SYNCHRONISED],
 }
 
 
-LOOSER = {"half precision": 0.02}
+LOOSER = {"half precision": 0.02, "resnet": 2e-4}  # whose moments one device takes from another kernel
 CASES["half precision"] = [*CASES["plain"], "precision=mixed_bfloat16"]
 QUICK = ["plain", "densenet"]  # of others, .ci/run knows
 BY_CASE = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES]
@@ -134,7 +128,7 @@ def test_several_devices_train_as_one_does(trained, name):
         worst = max(found, key=lambda each: distances[each] / lengths[each])
         assert distances[worst] <= LOOSER.get(name, 1e-5) * lengths[worst], (devices, worst)
     losses = [[line["loss"] for line in lines(run)] for run in (runs["1"], runs["2"])]
-    assert losses[1] == pytest.approx(losses[0], rel=0.02 if name in LOOSER else 1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=LOOSER.get(name, 1e-4))
     assert losses[0][-1] != losses[0][0]
 
 

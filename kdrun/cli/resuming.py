@@ -55,7 +55,6 @@ FREE = (
 # a run that began before one of these came has it as it is now
 _CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker", "workers", "print"}
 _CAME_LATER |= {"seeds", "teachers", "controls", "arms"}
-_BEFORE = {"devices": 1, "sync_batch_norm": False}  # how it was before one of these came
 # what is as one of these keys says, unless it is given itself
 _FOLLOWING = {"tensorboard.histograms": "tracker.tensorboard.histograms"}
 
@@ -87,7 +86,7 @@ def load_saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[Confi
     if is_completed:
         _check_is_to_grow(run_dir, record, keys)
     came_since = {name: given[name] for name in _CAME_LATER & given.keys() - record["config"].keys()}
-    began_with = {**_BEFORE, **schema.with_later_keys(record["config"]), **came_since}
+    began_with = {**schema.with_later_keys(record["config"]), **came_since}
     values = dict(schema.flatten(began_with))
     asked = dict(schema.flatten(for_role(given, stage.role)))  # the record has it like that, too
     if not isinstance(values.get("outputs"), str) or not values.keys() >= _OF_A_RUN:

@@ -149,6 +149,7 @@ _LATER_OF_DATA: dict[str, Any] = {
     **{"split": "first", "split_seed": 0, "on_device": "auto"},
     **{"transfer": None, "transfer_store": "outputs/.cache/images"},
 }
+LATER_OF_ALL: dict[str, Any] = {"devices": 1, "sync_batch_norm": False}
 
 
 def depended_on(data: Mapping) -> dict:
@@ -171,7 +172,7 @@ def with_later_keys(config: Mapping) -> dict:
     leaves, later = dict(flatten(config)), {**_LATER, "augment": _LATER_OF_AUGMENT}
     role = {**later, **_LATER_OF_ROLES, "image_size": leaves["data.image_size"], "optimizer": LATER_OF_OPTIMIZER}
     of_data = {**later, **_LATER_OF_DATA}
-    of_all = {"data": of_data, "optimizer": LATER_OF_OPTIMIZER, "distill": LATER_OF_TRAINING}
+    of_all = {**LATER_OF_ALL, "data": of_data, "optimizer": LATER_OF_OPTIMIZER, "distill": LATER_OF_TRAINING}
     missing = flatten({**of_all, "teacher": {**role, **_LATER_OF_TEACHER}, "student": {**role, **LATER_OF_STUDENT}})
     return nested({**leaves, **{key: value for key, value in missing if key not in leaves}})
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from kdrun.config.schema import flatten
+from kdrun.config.schema import LATER_OF_ALL, flatten
 from kdrun.errors import InputError, KdrunError, Stopped
 from kdrun.runs import record as runs
 from kdrun.runs import recording
@@ -46,7 +46,6 @@ _NOT_THE_JOBS = (
     "tracker.trackio.folder",
     "tracker.trackio.wait_seconds",
 )
-_CAME_LATER = {"devices": 1, "sync_batch_norm": False}  # and are part of a job's name where they are something else
 _ASIDE = re.compile(r"\.damaged(-\d+)?$")  # see manifest.set_aside; a job's own name ends with a hash
 _NOTES = ".jobs"  # folder of a sweep, while it runs
 _LONGEST = 80  # characters of readable values in a folder's name
@@ -74,8 +73,8 @@ def job_dir(sweep: Sweep, values: Mapping, identity: Mapping | None, overrides: 
     given |= {key: leaves[key] for key in given.keys() & leaves.keys()}
     shown = [f"{key.split('.')[-1].split('@')[-1]}-{given[key]}" for key in sorted(sweep.keys) if key in given]
     name = re.sub(r"[^\w.+-]+", "_", "__".join(shown), flags=re.ASCII)[:_LONGEST].lstrip(".") or "job"
-    kept = {key: value for key, value in leaves.items() if key not in _NOT_THE_JOBS}
-    kept = {key: value for key, value in kept.items() if key not in _CAME_LATER or value != _CAME_LATER[key]}
+    as_before = LATER_OF_ALL.items()  # and is no part of a job's name, which is what it was
+    kept = {key: value for key, value in leaves.items() if key not in _NOT_THE_JOBS and (key, value) not in as_before}
     if identity:
         kept["identity"] = fingerprint(identity)
     return Path(sweep.folder) / f"{name}-{manifest.digest(kept)[:8]}"

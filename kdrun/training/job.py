@@ -195,22 +195,19 @@ def _build(job: TrainingJob) -> Program:
         return model
 
     replicas = Replicas(device_names(job.devices))
-    # before the student: a teacher may be asked now and let go of
-    supervisions = [job.supervision.build()]
+    supervision = job.supervision.build()  # before the student: a teacher may be asked now and let go of
     scale_loss = job.policy == "mixed_float16"
     factors = job.initial_weights.factors
-
-    def network(supervision: Supervision) -> Network:
-        return Network(
-            build, job.settings.seed, job.settings.optimizer, scale_loss, supervision, factors, job.settings.quantize
-        )
 
     networks: list[Network] = []
     for device in replicas.devices:
         with tf.device(device):
-            if networks and supervisions[0].preparations:  # a teacher beside the student: one a device
-                supervisions.append(job.supervision.again(supervisions[0]))
-            networks.append(network(supervisions[-1]))
+            if networks and supervision.preparations:  # a teacher beside the student: one a device
+                supervision = job.supervision.again(supervision)
+            settings = job.settings
+            networks.append(
+                Network(build, settings.seed, settings.optimizer, scale_loss, supervision, factors, settings.quantize)
+            )
     first, *followers = networks
     on_device = is_on_device(job.on_device, job.dataset.train.images)
     run_steps = compiled_steps(networks, job.dataset.train, job.settings, on_device, replicas)

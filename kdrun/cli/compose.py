@@ -4,11 +4,12 @@ import argparse
 import inspect
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra.utils
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,6 +23,8 @@ from kdrun.errors import InputError
 
 # Hydra 1.3 warns where it is not said whose defaults are meant, and 1.4 where it is
 _DEFAULTS = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+# Hydra 1.4 wants to be told which classes a config may name: ours, of conf/hydra/hydra_logging/kdrun.yaml
+_ALLOWS = getattr(hydra.utils, "execution_whitelist", lambda _: nullcontext())
 CONFIG = "config"  # the name of the config that all begins with
 _stored: list[tuple[str, str]] = []  # the choices that are of the current command's plug-ins
 _BESIDE: dict[str, dict[str, Any]] = {  # what all of a kind have beside their own keys, as the shipped files have it
@@ -40,7 +43,10 @@ def config_dir() -> Path:
 @contextmanager
 def composing(folder: Path | None = None) -> Iterator[None]:
     """While inside, Hydra composes the configs of a folder: by default kdrun's own."""
-    with hydra.initialize_config_dir(str(folder or config_dir()), **_DEFAULTS):
+    with (
+        _ALLOWS("kdrun.runtime.terminal.Lines"),
+        hydra.initialize_config_dir(str(folder or config_dir()), **_DEFAULTS),
+    ):
         yield
 
 

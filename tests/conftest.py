@@ -1,5 +1,6 @@
 """Fixtures for tests that use the command line but train nothing; pytest and TensorFlow kept apart."""
 
+import gc
 import os
 import signal
 import sys
@@ -42,6 +43,14 @@ class Ended(NamedTuple):
 
 class Hangs(BaseException):
     """Nothing of kdrun's takes it for an error that it knows."""
+
+
+@pytest.fixture(autouse=True)
+def quick_collections():
+    """Leave out of each collection of garbage what all the tests before have left in this process: a second for each
+    few commands."""
+    yield
+    gc.freeze()
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ def readable(word: str, multirun: bool) -> str:
     if _OF_A_ROLE.match(word):
         word = f"++{word}"
     key, equals, value = word.partition("=")
+    if key == "cluster" and "," in value and not multirun and value[0] not in "[{'\"":
+        return f"{key}={quoted(value)}"  # a list of addresses; to Hydra it would be several values
     if not equals or not value or _reads(word) or value[0] in "=[{'\"" or "(" in value:
         return word
     parts = value.split(",") if multirun else [value]

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kdrun import __version__, plugins, registry
-from kdrun.cli import answer, completion, resuming
+from kdrun.cli import answer, completion, resuming, shared
 from kdrun.cli.answer import Begun
 from kdrun.cli.compose import CONFIG, composing, config_dir, config_folder, load_plugins, plain, the_hydra
 from kdrun.cli.explain import explained, readable, unknown_flag, verbs
@@ -32,6 +32,7 @@ from kdrun.cli.plan import Place, Request, check_request, check_words, find_plac
 from kdrun.errors import KdrunError, NoRoom
 from kdrun.runs import directory, sweeps
 from kdrun.runtime import devices, signals, terminal
+from kdrun.runtime.rendezvous import Follower
 from kdrun.runtime.workers import Pool
 from kdrun.stages import compare, work
 from kdrun.storage import files
@@ -132,17 +133,22 @@ def _run(arguments: list[str], begun: Begun) -> int:
         terminal.log_to_terminal()  # pictures are decoded, and what hurts in the data is said, while it is checked
         request, place = check_request(options, flags, searched), Place()
         begun.stage = request.values["stage"]
-        try:
-            with signals.undisturbed():  # which raises at its end, when the folders are there, and noted
-                place = find_place(request)
-            if place.sweep:
-                begun.sweep = Path(place.folder)
-                return _run_sweep(request, place, place.sweep, begun)
-            begun.run_dir = Path(place.folder)
-            return _run_one(request, place)
-        finally:
-            if place.is_new:
-                _remove_unbegun(Path(place.folder))
+        with shared.joined(request.values) as member:
+            if isinstance(member, Follower):
+                return _run_one(request, Place(shared.folder(member, request.values), goes_on=True))
+            try:
+                with signals.undisturbed():  # which raises at its end, when the folders are there, and noted
+                    place = find_place(request)
+                if place.sweep:
+                    begun.sweep = Path(place.folder)
+                    return _run_sweep(request, place, place.sweep, begun)
+                begun.run_dir = Path(place.folder)
+                if member:
+                    member.tell(run=begun.run_dir.name)
+                return _run_one(request, place)
+            finally:
+                if place.is_new:
+                    _remove_unbegun(Path(place.folder))
 
 
 def _refuse(message: str) -> NoReturn:

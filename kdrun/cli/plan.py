@@ -75,6 +75,8 @@ def check_request(options: argparse.Namespace, flags: Sequence[str], searched: S
             keys = [word.get_key_element().lstrip("+") for word in parsed(job)]
             values, growing = resuming.load_saved(values["resume"], values, keys)
         stages.check(values, [*flags, *job])
+        if options.multirun and values["cluster"]:
+            raise InputError(f"cluster={values['cluster']} is for one job, not for a sweep. Leave -m out, or cluster.")
         if options.multirun:
             identities.setdefault(key, []).append(stages.identity(values))
     if options.multirun:

@@ -44,6 +44,9 @@ FREE = (
     "data.transfer_store",
     "reuse",
     "workers",
+    "cluster",
+    "task",
+    "cluster_timeout",
     "print",
     "export.format",
     "export.quantize",
@@ -54,6 +57,7 @@ FREE = (
 )
 # a run that began before one of these came has it as it is now
 _CAME_LATER = {*(key.partition(".")[0] for key in FREE if "." in key), "plugins", "tracker", "workers", "print"}
+_CAME_LATER |= {"cluster", "task", "cluster_timeout"}
 _CAME_LATER |= {"seeds", "teachers", "controls", "arms"}
 # what is as one of these keys says, unless it is given itself
 _FOLLOWING = {"tensorboard.histograms": "tracker.tensorboard.histograms"}

@@ -201,6 +201,9 @@ class Config(TypedDict):
     threads: Annotated[int | str, rules.auto_or(integer(1, 1024))]
     devices: Annotated[int | str, rules.auto_or(integer(1, 1024))]
     sync_batch_norm: bool
+    cluster: Annotated[str | None, rules.optional(rules.text)]
+    task: Annotated[int | None, integer(0, optional=True)]
+    cluster_timeout: Annotated[float, rules.number(1, 86_400)]
     evaluation_batch_size: Count
     resume: Annotated[str | None, rules.optional(rules.path)]
     outputs: Path

@@ -66,7 +66,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("amp", "fp16", "bf16", "dtype"), ("precision",)),
     **dict.fromkeys(("num_workers", "jobs", "n_jobs"), ("workers",)),
     **dict.fromkeys(("out", "output_dir", "out_dir", "save_dir", "log_dir", "logdir"), ("outputs",)),
-    **dict.fromkeys(("command", "mode", "task"), ("stage",)),
+    **dict.fromkeys(("command", "mode"), ("stage",)),
+    **dict.fromkeys(("nodes", "machines", "hosts", "rank", "world_size"), ("cluster", "task")),
 }
 
 

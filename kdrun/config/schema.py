@@ -149,7 +149,10 @@ _LATER_OF_DATA: dict[str, Any] = {
     **{"split": "first", "split_seed": 0, "on_device": "auto"},
     **{"transfer": None, "transfer_store": "outputs/.cache/images"},
 }
-LATER_OF_ALL: dict[str, Any] = {"devices": 1, "sync_batch_norm": False}
+LATER_OF_ALL: dict[str, Any] = {
+    **{"devices": 1, "sync_batch_norm": False},
+    **{"cluster": None, "task": None, "cluster_timeout": 300.0},
+}
 
 
 def depended_on(data: Mapping) -> dict:

@@ -12,7 +12,7 @@ from kdrun.config.keys import DATA
 from kdrun.config.schema import LATER_OF_STUDENT, LATER_OF_TRAINING, depended_on, depended_on_optimizer, for_role
 from kdrun.errors import InputError
 from kdrun.runs import code
-from kdrun.runtime import devices
+from kdrun.runtime import cluster, devices
 from kdrun.storage import files, manifest
 
 # Raise when the same config would no longer give the same result: then no run from before is reused for it. Such runs
@@ -145,10 +145,12 @@ def _of_network(config: Mapping, stage: str, role: str, training: Mapping, seed:
 
 
 def _of_devices(config: Mapping) -> dict:
-    """How many devices share a batch, and what batch normalisation sees of it, where there are several: each number of
-    them rounds otherwise, and drops other units."""
-    count = devices.count(config["devices"])
-    return {"devices": count, "sync_batch_norm": config["sync_batch_norm"]} if count > 1 else {}
+    """How many devices share a batch, on how many machines, and what batch normalisation sees of it, where there are
+    several: each number of them rounds otherwise, and drops other units."""
+    machines = cluster.size(config)
+    count = devices.count(config["devices"]) * machines
+    shared = {"machines": machines} if machines > 1 else {}
+    return {"devices": count, "sync_batch_norm": config["sync_batch_norm"], **shared} if count > 1 else {}
 
 
 def _of_transfer(sha256: str | None) -> dict:

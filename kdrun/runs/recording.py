@@ -28,7 +28,7 @@ from kdrun.errors import Diverged, InputError, KdrunError, Stopped, Unfinished
 from kdrun.runs import code, directory
 from kdrun.runs import record as runs
 from kdrun.runs.identity import fingerprint
-from kdrun.runtime import devices, tensorflow
+from kdrun.runtime import devices, rendezvous, tensorflow
 from kdrun.storage import files, manifest
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,12 @@ def recording(run_dir: Path, config: Mapping, identity: Mapping | None = None, *
     `identity` is all that the result depends on. With a `resume` in the config, a run that is in the directory already
     goes on. Raises InputError when there is one otherwise, when it depends on something else, or is another process's;
     Diverged when a number of the results is not finite; NoRoom when the disk is full, KdrunError when the directory was
-    deleted meanwhile.
+    deleted meanwhile. Of the tasks of a cluster only the chief records, the others have a log alone.
     """
+    if rendezvous.follower():
+        with _logged(run_dir):
+            yield {}
+        return
     if config.get("resume") is not None and (run_dir / "run.json").exists():
         before = runs.settled(run_dir)
         if before["status"] == "running":
@@ -127,6 +131,8 @@ def _begun(run_dir: Path, config: Mapping, identity: Mapping | None, facts: Mapp
     known = before.get("threads") or facts.get("threads") or tensorflow.threads_in_use()
     environment["threads"] = known or (1 if given == "auto" else given)
     environment["devices"] = before.get("devices") or devices.count(config.get("devices", 1))
+    member = rendezvous.current()
+    environment["machines"] = member.cluster.size if member else 1
     for package, found in environment["packages"].items() if before else ():
         if found != before.get("packages", {}).get(package):
             log.warning("going on with another %s, %s: bits may differ from an uninterrupted run's", package, found)

@@ -42,6 +42,7 @@ RESULTS = {
     "training_seconds?": amount,
     "seconds_to_first_step?": number,  # a clock may have jumped
     "images_per_second?": amount,
+    "images_per_second_of_each_device?": amount,
     "latency?": {str: amount},
 }
 DATA = {
@@ -108,6 +109,7 @@ RECORD = {
     "findings?": [str],
     "threads?": positive,
     "devices?": positive,
+    "machines?": positive,
     "kdrun?": {"version": str, "code_sha256": sha256},
     "results?": {},
     "files?": {str: sha256},

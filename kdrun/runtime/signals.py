@@ -94,9 +94,18 @@ def _leave_closed_terminal() -> None:
 
 def check() -> None:
     """Raise Stopped if a signal has asked for it."""
-    if _received:
-        number = _received.pop()
+    if number := taken():
         raise Stopped(number, f"Stopped by {signal.Signals(number).name}.")
+
+
+def taken() -> int | None:
+    """The number of the signal that has come, if one has; `check` knows of it no more."""
+    return _received.pop() if _received else None
+
+
+def ask(number: int) -> None:
+    """Have `check` raise as if the signal had come here: another process of the same job got it."""
+    _received.append(signal.Signals(number))
 
 
 def save_asked() -> bool:

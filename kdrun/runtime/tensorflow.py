@@ -7,14 +7,15 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from kdrun.errors import KdrunError
+from kdrun.errors import KdrunError, text
 from kdrun.runtime import terminal
+from kdrun.runtime.cluster import Cluster
 
 # what every start of TensorFlow says, on a machine with or without a GPU; other lines are shown
 _NOISE = re.compile(
-    r"^I\d{4} |^WARNING: All log messages before absl|rebuild TensorFlow with|failed call to cuInit|^\s*$"
+    r"^I\d{4} |^WARNING: All log messages before absl|rebuild TensorFlow with|failed call to cuInit|^/job:\w+/|^\s*$"
 )
 
 
@@ -29,12 +30,13 @@ def threads_in_use() -> int | None:
     return _loaded_with[0].threads if _loaded_with else None
 
 
-def load_tensorflow(wanted: int | None = None, devices: int = 1) -> None:
+def load_tensorflow(wanted: int | None = None, devices: int = 1, cluster: Cluster | None = None) -> None:
     """Import TensorFlow and look for devices; its warnings and errors are shown, its greetings are not.
 
     `wanted` is how many threads an operation has (None: as many as TensorFlow takes), which is part of what makes bits,
     and `devices` how many a job is spread over, which a CPU is made into where there are no GPUs; both stay as they are
-    for the life of a process. Raises KdrunError where it has others already, or where there are not so many GPUs.
+    for the life of a process. The tasks of a `cluster` wait for each other in here. Raises KdrunError where it has
+    others already, or where there are not so many GPUs.
     """
     wanted = wanted or threads_of_its_own()
     if _loaded_with:
@@ -52,8 +54,10 @@ def load_tensorflow(wanted: int | None = None, devices: int = 1) -> None:
 
             if wanted != threads_of_its_own():
                 _set_threads(tf, wanted)
-            if devices > 1:
+            if devices > 1 or cluster:
                 _set_devices(tf, devices)
+            if cluster:  # before any operation
+                _strategies[:] = [_of_cluster(tf, cluster)]
             tf.config.list_physical_devices()
             tf.constant(0)  # the devices greet when they are first used
         logging.getLogger("tensorflow").addFilter(_is_news)
@@ -74,6 +78,28 @@ class _Loaded(NamedTuple):
 
 
 _loaded_with: list[_Loaded] = []  # empty before
+_strategies: list[Any] = []  # of the cluster that this process is in
+
+
+def cluster_strategy() -> Any:
+    """The tf.distribute.MultiWorkerMirroredStrategy of the cluster that this process is in, where it is in one."""
+    return _strategies[0]
+
+
+def _of_cluster(tf, cluster: Cluster) -> Any:
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.task,
+        rpc_layer="grpc",
+        num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except tf.errors.OpError as error:
+        raise KdrunError(
+            f"cluster: TensorFlow cannot begin at {cluster.addresses[cluster.task]} ({text(error)}). Is its port taken?"
+        ) from error
 
 
 def device_names(count: int) -> list[str | None]:
@@ -96,7 +122,8 @@ def _set_devices(tf, count: int) -> None:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus and len(gpus) < count:
         raise KdrunError(f"devices={count}: this machine has {len(gpus)} GPUs. Give devices={len(gpus)} or fewer.")
-    if not gpus:
+    tf.config.set_visible_devices(gpus[:count], "GPU")
+    if not gpus and count > 1:
         (cpu,) = tf.config.list_physical_devices("CPU")
         parts = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, parts)

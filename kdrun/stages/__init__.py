@@ -10,7 +10,7 @@ from kdrun import registry
 from kdrun.config.schema import for_role, own
 from kdrun.errors import InputError
 from kdrun.runs import directory
-from kdrun.runtime import signals
+from kdrun.runtime import cluster, signals
 
 ENTRIES = {  # name -> the module that registers it
     "pipeline": ".pipeline",
@@ -48,6 +48,11 @@ def check(config: Mapping, overrides: Sequence[str] = ()) -> None:
         raise InputError(
             f"export.format={config['export']['format']} is for stage {', '.join(exporting)}. Leave it out, and export "
             "the run afterwards: kdrun stage=export run=RUN_DIRECTORY."
+        )
+    if cluster.of(config) and not entry.trains:
+        training = [name for name in registry.names("stage") if registry.get("stage", name).trains]
+        raise InputError(
+            f"cluster={config['cluster']} is for one job. Leave it out, or give one of stage {', '.join(training)}."
         )
     for name, keys in config["tracker"].items():
         tracker = registry.get("tracker", name)

@@ -14,7 +14,7 @@ from kdrun.models import build as models
 from kdrun.objectives import selection
 from kdrun.runs import directory
 from kdrun.runs import record as runs
-from kdrun.runtime import devices, terminal
+from kdrun.runtime import cluster, devices, terminal
 from kdrun.teachers import cache, checkpoint, foreign, initial, kinds, logits_file, overlap
 from kdrun.teachers.sources import is_run, learned_from
 
@@ -150,22 +150,28 @@ def kept_views(config: Mapping, sources: Sequence[Path] = ()) -> None:
 
 def _devices(config: Mapping, part: str, role: str) -> None:
     """Raises InputError where a batch cannot be spread over the devices that there are."""
-    count, batch_size = devices.count(config["devices"]), config[part]["batch_size"]
-    here = devices.visible()
-    if here and count > len(here):
+    own, machines, batch_size = devices.count(config["devices"]), cluster.size(config), config[part]["batch_size"]
+    here, count = devices.visible(), own * machines
+    if here and own > len(here):
         begun = config["resume"] not in (None, "auto")
         advice = "Go on where there are so many" if begun else f"Give at most {len(here)}"
         raise InputError(f"devices={config['devices']}: this machine has {len(here)} GPUs. {advice}.")
+    if machines > 1 and own > 1 and not here:
+        raise InputError(
+            f"devices={config['devices']}: in a cluster a CPU is one device. Give devices=1; a machine may be several "
+            "tasks, each at a port of its own."
+        )
+    spread = f"devices={config['devices']}" + (f" on each of {machines} machines" if machines > 1 else "")
     if batch_size % count:
         nearest = max(count, batch_size // count * count)
         raise InputError(
-            f"devices={config['devices']}: {part}.batch_size={batch_size} cannot be spread over {count} devices "
+            f"{spread}: {part}.batch_size={batch_size} cannot be spread over {count} devices "
             f"equally. Give a multiple of {count}, like {part}.batch_size={nearest}."
         )
     if count > 1 and config[role].get("quantize"):
         raise InputError(
-            f"devices={config['devices']}: {role}.quantize={config[role]['quantize']} finds its ranges on one device. "
-            "Give devices=1."
+            f"{spread}: {role}.quantize={config[role]['quantize']} finds its ranges on one device. "
+            "Give devices=1, and no cluster."
         )
 
 

@@ -17,7 +17,7 @@ from kdrun.errors import InputError
 from kdrun.objectives import selection
 from kdrun.reports import classes, figures
 from kdrun.runs.recording import update
-from kdrun.runtime import devices, precision
+from kdrun.runtime import devices, precision, rendezvous
 from kdrun.storage import files
 from kdrun.tracking import tracker as tracking
 from kdrun.training import job as jobs
@@ -85,6 +85,7 @@ def training_job(
         on_device=data["on_device"],
         devices=devices.count(config["devices"]),
         sync_batch_norm=config["sync_batch_norm"],
+        member=rendezvous.current(),
         supervision=supervision,
         initial_weights=initial_weights,
     )
@@ -105,6 +106,9 @@ def train(job: TrainingJob, config: Mapping, run_dir: Path, record: dict) -> dic
             "Go on where it began."
         )
     program = jobs.prepare(job)
+    if follower := rendezvous.follower():
+        jobs.follow(job, program, follower)
+        return {}
     run = tracking.Run(
         run_dir,
         title=job.name,
@@ -114,6 +118,7 @@ def train(job: TrainingJob, config: Mapping, run_dir: Path, record: dict) -> dic
         batch_size=settings.batch_size,
         config=config,
         hyperparameters=_hyperparameters(job, config),
+        devices=program.replicas.count,
     )
     for folder in ("checkpoints", "predictions"):
         (run_dir / folder).mkdir(exist_ok=True)
@@ -129,10 +134,10 @@ def train(job: TrainingJob, config: Mapping, run_dir: Path, record: dict) -> dic
         record["results"] = results
         record["files"] = {name: files.sha256(run_dir / name) for name in (*FILES, *trackers.files)}
     log.info(
-        "%s: first step after %.1f s, then %s images/s; test accuracy %.4f (%s), %.4f (last)",
+        "%s: first step after %.1f s, then %s; test accuracy %.4f (%s), %.4f (last)",
         job.name,
         results["seconds_to_first_step"],
-        f"{results['images_per_second']:,.0f}",
+        run.speed(results["images_per_second"]),
         results["test"]["best"]["accuracy"],
         "best by validation" if settings.held_out else "validation was trained on",
         results["test"]["last"]["accuracy"],
@@ -154,6 +159,8 @@ def _hyperparameters(job: TrainingJob, config: Mapping) -> dict:
     settings, optimizer = job.settings, job.settings.optimizer
     shown = {"stage": job.name, "seed": settings.seed, "epochs": settings.epochs, "batch_size": settings.batch_size}
     shown |= {"model": job.model["name"], "optimizer": optimizer["name"], "learning_rate": optimizer["learning_rate"]}
+    if job.devices > 1 or job.cluster:
+        shown |= {"devices": job.devices, "machines": job.cluster.size if job.cluster else 1}
     if settings.weights:
         objective = "+".join(selection.chosen(config["objective"]))
         shown |= {"temperature": config["temperature"], "alpha": config["alpha"], "objective": objective}

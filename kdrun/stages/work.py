@@ -12,7 +12,7 @@ from kdrun.config import schema
 from kdrun.errors import InputError, KdrunError
 from kdrun.runs import record as runs
 from kdrun.runs import recording, sweeps
-from kdrun.runtime import devices, tensorflow
+from kdrun.runtime import devices, rendezvous, tensorflow
 from kdrun.runtime.workers import Task
 
 WORKER = "kdrun.stages.worker"  # the module whose `main` a worker process runs
@@ -32,7 +32,9 @@ def do(values: Mapping, run_dir: Path, words: Sequence[str] | None, threads: int
 
 def load_tensorflow(config: Mapping, threads: int | None = None) -> None:
     """Have TensorFlow in this process, with the config's devices and so many threads (None: of one of several jobs)."""
-    tensorflow.load_tensorflow(threads or threads_beside(config), devices.count(config["devices"]))
+    member = rendezvous.current()
+    threads, count = threads or threads_beside(config), devices.count(config["devices"])
+    tensorflow.load_tensorflow(threads, count, member.cluster if member else None)
 
 
 def threads_alone(config: Mapping, run_dir: Path) -> int:

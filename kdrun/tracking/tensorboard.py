@@ -31,6 +31,7 @@ class TensorBoard(Tracker):
         """
         from kdrun.tracking import events, links, summaries
 
+        self._devices = run.devices
         # what came after the last epoch comes again; the test set's come at the very end, all at once
         epoch = run.epoch * run.steps_per_epoch
         kept = {"train": epoch, "validation": epoch, "test": 0} if run.step else {}
@@ -50,6 +51,10 @@ class TensorBoard(Tracker):
         """Show the epoch's numbers, and the weights as histograms."""
         from kdrun.tracking import events, summaries
 
+        speed = {"all devices": epoch.images_per_second, "each device": epoch.images_per_second / self._devices}
+        if self._devices > 1:
+            of_each = {f"images_per_second/{of}": value for of, value in speed.items()}
+            self._writers["train"].add(epoch.step, events.scalars(of_each))
         for split, values in (("train", epoch.train), ("validation", epoch.validation)):
             curves = {name: value for name, value in values.items() if name not in ("count", "errors")}
             self._writers[split].add(epoch.step, events.scalars(curves))

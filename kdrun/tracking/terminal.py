@@ -23,7 +23,7 @@ class Terminal(Tracker):
 
     def start(self, run: Run) -> None:
         """Show the bar, unless nothing moves there, or another process shows how far this one is."""
-        self._title, self._epochs = run.title, run.epochs
+        self._run = run
         if not terminal.is_animated():
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -45,7 +45,7 @@ class Terminal(Tracker):
     def steps(self, steps: Steps) -> None:
         """Move the bar on."""
         loss, accuracy = steps.latest["loss"], steps.latest["accuracy"]
-        shown = f"loss {loss:.4f}, accuracy {accuracy:.3f}, {steps.images_per_second:,.0f} images/s"
+        shown = f"loss {loss:.4f}, accuracy {accuracy:.3f}, {self._run.speed(steps.images_per_second)}"
         if self._bar is not None:  # else nothing moves there, or another process shows it
             self._bar.update(self._task, completed=steps.step, shown=shown)
 
@@ -53,16 +53,16 @@ class Terminal(Tracker):
         """Log the epoch's line."""
         train, validation = epoch.train, epoch.validation
         log.info(
-            "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation CE %.4f  accuracy %.4f%s  |  %s images/s%s",
-            self._title,
+            "%s epoch %d/%d  loss %.4f  accuracy %.4f  |  validation CE %.4f  accuracy %.4f%s  |  %s%s",
+            self._run.title,
             epoch.number,
-            self._epochs,
+            self._run.epochs,
             train["loss"],
             train["accuracy"],
             validation["cross_entropy"],
             validation["accuracy"],
             f"  agreement {validation['teacher_agreement']:.4f}" if "teacher_agreement" in validation else "",
-            f"{epoch.images_per_second:,.0f}",
+            self._run.speed(epoch.images_per_second),
             "  best" if epoch.best == epoch.number else "",
         )
 

@@ -41,6 +41,12 @@ class Run:
     hyperparameters: Mapping  #: the few that tell runs apart: numbers and texts by name
     step: int = 0  #: steps done before; above 0 in a run that goes on
     epoch: int = 0  #: epochs validated before
+    devices: int = 1  #: that each batch is spread over, of all machines
+
+    def speed(self, images_per_second: float) -> str:
+        """Images/s in words: of all devices, and of each where there are several."""
+        of_each = f" ({images_per_second / self.devices:,.0f} on each of {self.devices} devices)"
+        return f"{images_per_second:,.0f} images/s" + (of_each if self.devices > 1 else "")
 
 
 @dataclass(frozen=True)

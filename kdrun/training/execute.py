@@ -3,9 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +14,7 @@ from kdrun.data.datasets import Split
 from kdrun.data.rows import Images
 from kdrun.evaluation.inference import Infer
 from kdrun.runtime import signals, workers
+from kdrun.runtime.rendezvous import Chief, Follower
 from kdrun.runtime.tensorflow import is_gpu
 from kdrun.training import schedules
 from kdrun.training.network import Network
@@ -30,7 +30,7 @@ _MOST_STEPS = 1 << 20  # a call
 @dataclass(frozen=True)
 class Program:
     """A network with what is compiled of it: `run_steps` as compiled_steps makes it, and its inference. `followers` are
-    the same network on other devices."""
+    the same network on other devices of `replicas`, and `member` is what this process is in a cluster."""
 
     network: Network
     run_steps: Callable[..., tf.Tensor]
@@ -39,11 +39,23 @@ class Program:
     begins: str | None = None  # which weights it begins with, for the log, where they are not those drawn
     latency: dict[str, float] = field(default_factory=dict)  # measured once: a later job's weights take as long
     followers: Sequence[Network] = ()
+    replicas: Replicas = ALONE
+    member: Chief | Follower | None = None
 
     def follow(self) -> None:
         """Have the network on all devices as it is on the first one, after it was set from outside."""
+        if self.replicas.first:
+            self.network.follow(self.network, self.replicas.first)
         for number, each in enumerate(self.followers, start=1):
             each.follow(self.network, number)
+
+    def share(self) -> None:
+        """Have the network on all machines of a cluster as it is on the chief's."""
+        if isinstance(self.member, Chief):
+            self.member.tell([variable.numpy() for variable in self.network.state])
+        elif self.member:
+            self.network.take((self.member.told() or {})["arrays"])
+            self.follow()
 
 
 def is_on_device(asked: str, images: Images) -> bool:
@@ -106,24 +118,60 @@ def take_steps(program: Program, settings: Settings, step: int, end: int, labels
     """Take the steps from `step` (0-based) to below `end`, in calls of about _SECONDS_PER_CALL; yields the metrics.
 
     They are float32 [steps of the call, len(step.metric_names)]. Raises Stopped between calls when a signal asks it to.
+    The other tasks of a cluster, whose chief this is, take the same steps in the same calls; Killed where one is gone.
     """
     asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)  # whose teacher outputs each image gets
     most = _most_steps(program.on_disk, settings.batch_size)
+    chief = program.member if isinstance(program.member, Chief) else None
     count = wanted = 1
     with ThreadPoolExecutor(1) as reader:  # what the next call is given is read while this one computes
-        read = partial(_inputs, program, settings, len(labels), asked_for)
-        coming = reader.submit(read, step, count)
+
+        def read(step: int, count: int) -> Future:
+            if chief:
+                chief.tell(read=[step, count])
+            return reader.submit(_inputs, program, settings, len(labels), asked_for, step, count)
+
+        coming = read(step, count)
         while step < end:
+            if chief:
+                chief.check()
             signals.check()
             given, taken = coming.result(), count
+            if chief:
+                chief.tell(go=True)
             step += taken
             if step < end:
                 count = min(wanted, end - step)
-                coming = reader.submit(read, step, count)
+                coming = read(step, count)
             started = time.perf_counter()
-            yield program.run_steps(*given).numpy()
+            yield _taken(program, given)
             affordable = int(_SECONDS_PER_CALL * taken / (time.perf_counter() - started))
             wanted = min(max(1, affordable), 2 * wanted, most)
+
+
+def follow_steps(program: Program, follower: Follower, settings: Settings, labels: np.ndarray) -> None:
+    """Take the steps that the chief of a cluster takes, until it has ended. Raises Ended where that is for a problem,
+    Killed where another task is gone."""
+    asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)
+    coming: Future = Future()
+    with ThreadPoolExecutor(1) as reader:
+        while (message := follower.told()) is not None:
+            if "read" in message:
+                coming = reader.submit(_inputs, program, settings, len(labels), asked_for, *message["read"])
+            else:
+                _taken(program, coming.result())
+
+
+def _taken(program: Program, given: tuple) -> np.ndarray:
+    """The metrics of the steps of a call."""
+    try:
+        return program.run_steps(*given).numpy()
+    except tf.errors.ResourceExhaustedError:
+        raise
+    except tf.errors.OpError as error:  # one that other machines have to do with, where there are some
+        if program.member is None:
+            raise
+        raise program.member.lost() from error
 
 
 def _most_steps(on_disk: Images | None, batch_size: int) -> int:

@@ -18,10 +18,12 @@ from kdrun.models import surgery
 from kdrun.models.synchronisation import synchronise
 from kdrun.models.weights import save_weights
 from kdrun.runtime import terminal
+from kdrun.runtime.cluster import Cluster
+from kdrun.runtime.rendezvous import Chief, Follower
 from kdrun.runtime.tensorflow import device_names
 from kdrun.tracking.tracker import Trackers
 from kdrun.training import loop, schedules, state
-from kdrun.training.execute import Program, compiled_steps, is_on_device
+from kdrun.training.execute import Program, compiled_steps, follow_steps, is_on_device
 from kdrun.training.network import Network, reuse_or_build
 from kdrun.training.replicas import Replicas
 from kdrun.training.settings import Settings
@@ -65,7 +67,8 @@ class TrainingJob:
 
     `name` is what log lines call it, `model` its model's name and keys, `policy` a tf_keras dtype policy's name, and
     `save_every` the seconds between training states. `data_key` holds, as plain values, what the dataset was made
-    with. `on_device` is as execute.is_on_device has it. Each batch is spread over `devices`.
+    with. `on_device` is as execute.is_on_device has it. Each batch is spread over `devices`, of each machine where this
+    process is a `member` of a cluster.
     """
 
     name: str
@@ -80,6 +83,7 @@ class TrainingJob:
     on_device: str = "on"
     devices: int = 1
     sync_batch_norm: bool = False
+    member: Chief | Follower | None = None
     supervision: SupervisionSpec = ON_LABELS
     initial_weights: InitialWeights = AS_DRAWN
 
@@ -95,6 +99,11 @@ class TrainingJob:
         return self.settings.steps_per_epoch(len(self.dataset.train.labels))
 
     @property
+    def cluster(self) -> Cluster | None:
+        """The machines that share it."""
+        return self.member.cluster if self.member else None
+
+    @property
     def compile_key(self) -> dict:
         """What is neither an input of the compiled functions nor a variable's value, as plain values."""
         optimizer = self.settings.optimizer
@@ -108,7 +117,7 @@ class TrainingJob:
             "mixed": [bool(self.settings.mixup), bool(self.settings.cutmix)],
             "label_smoothing": self.settings.label_smoothing,
             "quantize": self.settings.quantize,
-            "devices": [self.devices, self.sync_batch_norm],
+            "devices": [self.devices, self.cluster, self.sync_batch_norm],
             "preparation": self.settings.preparation,
             "data": self.data_key,
             "dataset_sha256": self.dataset.sha256,
@@ -148,7 +157,7 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
     """Train a prepared network; returns what run.json calls results. Files and errors are those of loop.train."""
     settings = job.settings
     log.info(
-        "%s: %s, %s parameters, %s, %d epochs of %d steps of %d images -> %s",
+        "%s: %s, %s parameters, %s, %d epochs of %d steps of %d images%s -> %s",
         job.name,
         job.model["name"],
         f"{program.network.model.count_params():,}",
@@ -156,6 +165,7 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
         settings.epochs,
         job.steps_per_epoch,
         settings.batch_size,
+        _spread(job),
         run_dir,
     )
     if program.begins:
@@ -171,6 +181,8 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
             left,
         )
     results = loop.train(program, job.dataset, settings, run_dir, trackers, job.save_every)
+    if (devices := program.replicas.count) > 1:
+        results["images_per_second_of_each_device"] = round(results["images_per_second"] / devices, 1)
     if job.measure_latency:
         if not program.latency:
             program.latency.update(latency(program.network.model, job.dataset.test.images, settings.preparation))
@@ -181,12 +193,27 @@ def run(job: TrainingJob, program: Program, run_dir: Path, trackers: Trackers) -
     return results
 
 
+def follow(job: TrainingJob, program: Program, follower: Follower) -> None:
+    """Train a prepared network as the chief of a cluster does, for as long as it does; nothing is written."""
+    log.info("%s: %s, as %s of %d", job.name, job.model["name"], follower.name, follower.cluster.size)
+    program.share()
+    follow_steps(program, follower, job.settings, job.dataset.train.labels)
+
+
+def _spread(job: TrainingJob) -> str:
+    """Over what a job is spread, for the log."""
+    parts = [f"{job.devices} devices"] if job.devices > 1 else []
+    parts += [f"{job.cluster.size} machines"] if job.cluster else []
+    return f" on {' of each of '.join(parts)}" if parts else ""
+
+
 def _build(job: TrainingJob) -> Program:
     begins: list[str | None] = []
+    replicas = Replicas(device_names(job.devices), job.cluster)
 
     def build(seed: int):
         model = models.build(job.model, job.image_shape, job.dataset.num_classes, seed, job.policy)
-        if job.devices > 1:
+        if replicas.count > 1:
             _check_is_flat(job, model)
             if job.sync_batch_norm:
                 synchronise(model)
@@ -194,7 +221,6 @@ def _build(job: TrainingJob) -> Program:
         begins.append(job.initial_weights.assign(model))
         return model
 
-    replicas = Replicas(device_names(job.devices))
     supervision = job.supervision.build()  # before the student: a teacher may be asked now and let go of
     scale_loss = job.policy == "mixed_float16"
     factors = job.initial_weights.factors
@@ -213,7 +239,21 @@ def _build(job: TrainingJob) -> Program:
     run_steps = compiled_steps(networks, job.dataset.train, job.settings, on_device, replicas)
     on_disk = None if on_device else job.dataset.train.images
     infer = _inference(job, first.model)
-    return Program(first, run_steps, infer, on_disk, begins[0], followers=followers)
+    program = Program(first, run_steps, infer, on_disk, begins[0], {}, followers, replicas, job.member)
+    if job.member:
+        job.member.agree(_facts(job, first), "All are to have the same teachers, and devices of one kind")
+    return program
+
+
+def _facts(job: TrainingJob, network: Network) -> dict:
+    """What the tasks of a cluster have in common, or would wait for each other for ever."""
+    source = network.supervision.source
+    return {
+        "precision": job.policy,
+        "number of parameters": network.model.count_params(),
+        "way to ask teachers": type(source).__name__,
+        "number of variables": len(network.state),
+    }
 
 
 def _check_is_flat(job: TrainingJob, model) -> None:

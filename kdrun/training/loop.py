@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdrun.data.datasets import Dataset
-from kdrun.errors import Diverged, Stopped
+from kdrun.errors import Diverged, Killed, Stopped
 from kdrun.evaluation import by_class, metrics
 from kdrun.evaluation.inference import logits
 from kdrun.models.weights import load_weights, save_weights
@@ -31,6 +31,7 @@ from kdrun.training.step import metric_names
 
 log = logging.getLogger(__name__)
 
+_KEPT_EVERY = 10.0  # seconds, of a job on several machines
 
 # the form of what a state holds of where training is
 PROGRESS = {
@@ -39,6 +40,15 @@ PROGRESS = {
     "sums": [number],
     **dict.fromkeys(("best", "last"), (None, {**MEASURED, "epoch": count})),
 }
+
+
+class Kept(NamedTuple):
+    """A state in memory, since it may be too late to save one when another machine is gone: when it was, the values of
+    the network's variables, and the step, the epochs done and what a saved state has of them."""
+
+    at: float
+    state: list[np.ndarray]
+    place: tuple[int, int, dict]
 
 
 class Progress:
@@ -86,14 +96,21 @@ def train(
     weights = {name: folder / f"{name}.weights.h5" for name in ("best", "last")}
     planned = per_epoch, settings.epochs, len(names)
     progress, best_weights = _restored(program, folder, weights, planned, trackers)
+    program.share()
     last_saved = time.monotonic()
+    kept: Kept | None = None
 
-    def save() -> None:
-        nonlocal last_saved
-        validated = progress.step < per_epoch * (progress.epochs + 1)
-        values = {"progress": vars(progress), **trackers.state()}
-        state.save(folder, progress.step, validated, network, weights["best"] if progress.best else None, values)
-        last_saved = time.monotonic()
+    def save(of_before: Kept | None = None) -> None:
+        nonlocal last_saved, kept
+        if of_before:
+            network.take(of_before.state)
+        step, epochs, values = of_before.place if of_before else place()
+        validated = step < per_epoch * (epochs + 1)
+        state.save(folder, step, validated, network, weights["best"] if progress.best else None, values)
+        last_saved, kept = time.monotonic(), None
+
+    def place() -> tuple[int, int, dict]:
+        return progress.step, progress.epochs, {"progress": dict(vars(progress)), **trackers.state()}
 
     try:
         while progress.epochs < settings.epochs and not _out_of_patience(progress, settings):
@@ -107,6 +124,8 @@ def train(
                     save()
                     log.info("saved a training state at step %d", progress.step)
                     trackers.pause_ended()
+                elif program.member and time.monotonic() - (kept.at if kept else last_saved) > _KEPT_EVERY:
+                    kept = Kept(time.monotonic(), [variable.numpy() for variable in network.state], place())
             measured = {name: value / per_epoch for name, value in zip(names, progress.sums, strict=True)}
             with network.averaged():
                 validation = _validate(program, dataset, progress.step, epoch, weights["best"])
@@ -124,6 +143,10 @@ def train(
             save()
     except Stopped:
         save()
+        raise
+    except Killed:  # another machine of a cluster is gone, in the middle of a step
+        if kept:
+            save(kept)
         raise
     assert progress.best is not None  # an epoch at least is done
     assert progress.last is not None

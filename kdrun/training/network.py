@@ -74,6 +74,11 @@ class Network:
         _assign(self._remembered, self._fresh)
         self.optimizer.reload()
 
+    def take(self, state: Iterable[np.ndarray]) -> None:
+        """Be in the state that another machine's `state` has the values of."""
+        _assign(self.state, state)
+        self.optimizer.reload()
+
     def follow(self, first: "Network", number: int) -> None:
         """Be in the state of another one of the same kind, on another device, but for random numbers: those are this
         device's own, number `number`."""

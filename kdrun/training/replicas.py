@@ -1,4 +1,4 @@
-"""Copies of a network on several devices, each of which takes its part of every batch.
+"""Copies of a network on several devices, of one machine or of several, each of which takes its part of every batch.
 
 tf.distribute brings the parts together; the variables are each device's own, and plain ones. Every device applies the
 same sum of gradients to the same weights, so that all of them are in the same state after every step: the first one's
@@ -11,7 +11,8 @@ from functools import cache
 
 import tensorflow as tf
 
-from kdrun.runtime.tensorflow import quiet
+from kdrun.runtime.cluster import Cluster
+from kdrun.runtime.tensorflow import cluster_strategy, quiet
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,20 @@ class Part:
 
 
 class Replicas:
-    """The devices that share a training step, in order; None is the one that TensorFlow takes by itself."""
+    """The devices that share a training step: this machine's, in order; None is the one that TensorFlow takes by
+    itself. Those of a cluster's other machines stand before and behind them."""
 
-    def __init__(self, devices: Sequence[str | None] = (None,)):
+    def __init__(self, devices: Sequence[str | None] = (None,), cluster: Cluster | None = None):
         self.devices = list(devices)
-        self._strategy = _strategy(tuple(self.devices)) if len(self.devices) > 1 else None
-
-    @property
-    def count(self) -> int:
-        """How many parts a batch has."""
-        return len(self.devices)
+        self.count = len(self.devices) * (cluster.size if cluster else 1)  # how many parts a batch has
+        self.first = len(self.devices) * (cluster.task if cluster else 0)  # the number of the first one here
+        self._strategy = None
+        if self.count > 1:
+            self._strategy = cluster_strategy() if cluster else _strategy(tuple(self.devices))
 
     def run(self, of_part: Callable[[Part], tuple]) -> list[tuple]:
-        """What `of_part` gives for each part, a tuple of tensors, on its device; part of a compiled step."""
+        """What `of_part` gives for each part that is here, a tuple of tensors, on its device; part of a compiled
+        step."""
         if self._strategy is None:
             return [of_part(Part())]
 

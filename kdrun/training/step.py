@@ -69,7 +69,8 @@ def training_step(
     """
 
     def of_part(part: Part) -> tuple[tf.Tensor, tf.Tensor]:
-        return _of_part(networks[part.number], training_sets[part.number], settings, inputs, part)
+        here = part.number - replicas.first
+        return _of_part(networks[here], training_sets[here], settings, inputs, part)
 
     found = replicas.run(of_part)
     for network, (_, gradient), device in zip(networks, found, replicas.devices, strict=True):

@@ -38,6 +38,8 @@ _VALUES = {
     "scale": 1.0,
     "classes": [1, 0],
     "most_loss": 1.0,
+    "cluster": "node1:29500,node2:29500",
+    "task": 1,
 }
 # two words, of which one is another
 _WORDS = {

@@ -20,6 +20,8 @@ FREE = {
     "print": "what is shown",
     "export": "after training",
     "sync_batch_norm": "of several devices alone: see tests/training/test_devices.py",
+    "task": "of several machines",
+    "cluster_timeout": "of several machines",
     "workers": "how many jobs are at work beside each other",
     "checkpoint": "when states are saved",
     "measure_latency": "after training",

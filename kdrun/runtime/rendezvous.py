@@ -1,0 +1,365 @@
+"""The tasks of a cluster meet, and stay in touch beside tf.distribute: the chief says what is done, and who is gone is
+known at once.
+
+The chief, task 0, listens at its own address until all others have come, and then leaves the port to TensorFlow. What
+goes over a connection are lines of JSON, each perhaps with arrays behind it; none of it is ever code. No TensorFlow in
+here.
+"""
+
+import json
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+
+from kdrun.errors import InputError, KdrunError, Killed
+from kdrun.runtime import signals
+from kdrun.runtime.cluster import Cluster
+
+_LONGEST = 1 << 22  # bytes of a line
+_PATIENCE = 25.0  # seconds that TensorFlow has to notice by itself that a task is gone
+_TRY_AGAIN = 0.1  # seconds
+_joined: list["Chief | Follower"] = []
+
+
+def current() -> "Chief | Follower | None":
+    """What this process is in a cluster; None outside of one."""
+    return _joined[-1] if _joined else None
+
+
+def follower() -> "Follower | None":
+    """What this process is in a cluster where it is not the chief: it writes nothing but its log."""
+    found = current()
+    return found if isinstance(found, Follower) else None
+
+
+@contextmanager
+def joined(cluster: Cluster | None, facts: Mapping[str, Any], timeout: float) -> Iterator["Chief | Follower | None"]:
+    """While inside, this process is one of a cluster, all of whose tasks are there and have equal `facts`; the chief
+    tells the others how it ended. None outside of a cluster.
+
+    Raises InputError for facts that differ, and for tasks that do not come in `timeout` seconds.
+    """
+    if cluster is None:
+        yield None
+        return
+    with ExitStack() as closing:
+        meet = _as_chief if cluster.task == 0 else _as_follower
+        member = meet(cluster, time.monotonic() + timeout, closing)
+        member.agree(facts, "It is to be the same command, of the same kdrun, on the same data")
+        _joined.append(member)
+        try:
+            yield member
+            member.end(None)
+        except BaseException as error:
+            member.end(f"{error}" if isinstance(error, KdrunError) else f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            _joined.remove(member)
+
+
+class Chief:
+    """Task 0, in touch with all others."""
+
+    def __init__(self, cluster: Cluster, connections: Mapping[int, "_Connection"]):
+        self.cluster = cluster
+        self._connections = connections
+        self._watch = _Watch(cluster, connections)
+
+    def agree(self, facts: Mapping[str, Any], advice: str) -> None:
+        """Raises InputError, here and there, where another task's facts are not equal to these; names the first."""
+        problem = None
+        for task in self._connections:
+            theirs = self._heard(task).get("facts", {})
+            differing = [key for key in {**facts, **theirs} if facts.get(key) != theirs.get(key)]
+            if differing and not problem:
+                key = differing[0]
+                values = f"{_shown(theirs.get(key))} there, {_shown(facts.get(key))} on {self.cluster.name(0)}"
+                more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
+                problem = f"cluster: {self.cluster.name(task)} has another {key}: {values}{more}. {advice}."
+        self.tell(problem=problem)
+        if problem:
+            raise InputError(problem)
+
+    def tell(self, payload: Sequence[np.ndarray] = (), **message: Any) -> None:
+        """Send all others a message, with arrays behind it. Raises Killed where one is gone."""
+        for task, connection in self._connections.items():
+            try:
+                connection.say(message, payload)
+            except OSError as error:
+                raise self._watch.error(task) from error
+
+    def check(self) -> None:
+        """Raise Killed where another task is gone; a signal that it got is as one that came here."""
+        for task, connection in self._connections.items():
+            while connection.has_more():
+                if number := self._heard(task).get("signal"):
+                    signals.ask(int(number))
+
+    def lost(self) -> Killed:
+        """The error of a collective operation that failed: who is gone."""
+        error = self._watch.error()
+        try:
+            self.check()
+        except Killed as known:
+            return known
+        return error
+
+    def _heard(self, task: int) -> dict:
+        try:
+            message = self._connections[task].heard()
+        except EOFError as error:
+            raise self._watch.error(task) from error
+        if problem := message.get("problem"):
+            raise Killed(f"cluster: {self.cluster.name(task)} has ended. {problem}")
+        return message
+
+    def end(self, problem: str | None) -> None:
+        """Tell the others that all is done, or what it failed at."""
+        self._watch.close()
+        for connection in self._connections.values():
+            with suppress(OSError):
+                connection.say({"end": problem})
+
+
+class Follower:
+    """A task other than 0, which does what the chief says."""
+
+    def __init__(self, cluster: Cluster, connection: "_Connection"):
+        self.cluster, self.name = cluster, cluster.name(cluster.task)
+        self._chief = connection
+        self._watch = _Watch(cluster, {0: connection})
+
+    def agree(self, facts: Mapping[str, Any], advice: str) -> None:
+        """Raises InputError where this task's facts are not the chief's; see Chief.agree."""
+        self._chief.say({"facts": facts})
+        message = self._told()
+        if message and (problem := message["problem"]):
+            raise InputError(problem)
+
+    def told(self) -> dict | None:
+        """The next message of the chief's, with `arrays`; None when all is done. Raises Ended when it has ended for a
+        problem, Killed when it is gone. A signal is handed to the chief."""
+        while True:
+            if number := signals.taken():
+                with suppress(OSError):
+                    self._chief.say({"signal": number})
+            if self._chief.has_more(wait=0.5):
+                return self._told()
+
+    def lost(self) -> KdrunError:
+        """The error of a collective operation that failed: the chief knows why, or is gone itself."""
+        until = time.monotonic() + _PATIENCE
+        try:
+            while time.monotonic() < until:
+                if self._chief.has_more(wait=1.0):
+                    self._told()
+        except (Ended, Killed) as error:
+            return error
+        return self._watch.error()
+
+    def end(self, problem: str | None) -> None:
+        """Tell the chief what this task failed at, if at something."""
+        self._watch.close()
+        if problem:
+            with suppress(OSError):
+                self._chief.say({"problem": problem})
+
+    def _told(self) -> dict | None:
+        try:
+            message = self._chief.heard(with_arrays=True)
+        except EOFError as error:
+            raise self._watch.error(0) from error
+        if problem := message.get("end"):
+            raise Ended(f"cluster: the chief has ended. {problem}")
+        return None if "end" in message else message
+
+
+class Ended(KdrunError):
+    """The chief of a cluster has ended before all was done."""
+
+
+class _Connection:
+    """Lines of JSON over a socket, each perhaps with arrays behind it."""
+
+    def __init__(self, connected: socket.socket):
+        self._socket = connected
+        self._read = bytearray()  # and not yet asked for
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def say(self, message: Mapping, payload: Sequence[np.ndarray] = ()) -> None:
+        """Send a message."""
+        kinds = [[array.dtype.str, list(array.shape)] for array in payload]
+        self._socket.sendall(json.dumps({**message, "arrays": kinds}).encode() + b"\n")
+        for array in payload:
+            self._socket.sendall(array.tobytes())
+
+    def heard(self, with_arrays: bool = False) -> dict:
+        """The next message, waited for; arrays are the chief's to send. Raises EOFError where none comes any more, or
+        what comes is none."""
+        while (end := self._read.find(b"\n")) < 0:
+            if len(self._read) > _LONGEST:
+                raise EOFError("a line without an end")
+            self._receive(1 << 16)
+        try:
+            message = dict(json.loads(self._taken(end + 1)))
+            kinds = message["arrays"] if with_arrays else ()
+            arrays = [np.empty(shape, np.dtype(kind)) for kind, shape in kinds]
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise EOFError("no message") from error
+        for array in arrays:
+            while len(self._read) < array.nbytes:
+                self._receive(array.nbytes - len(self._read))
+            array[...] = np.frombuffer(self._taken(array.nbytes), array.dtype).reshape(array.shape)
+        return message | {"arrays": arrays}
+
+    def has_more(self, wait: float = 0.0) -> bool:
+        """Whether `heard` has something to say, if only that the other end is gone; waits for it so many seconds."""
+        return bool(self._read) or bool(select.select([self._socket], [], [], wait)[0])
+
+    def is_gone(self) -> bool:
+        """Whether the other end is; what it has said before may still be there."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _receive(self, most: int) -> None:
+        try:
+            found = self._socket.recv(min(most, 1 << 20))
+        except OSError as error:
+            raise EOFError(str(error)) from error
+        if not found:
+            raise EOFError("it is closed")
+        self._read += found
+
+    def _taken(self, count: int) -> bytes:
+        found = bytes(self._read[:count])
+        del self._read[:count]
+        return found
+
+
+class _Watch:
+    """Looks in the background whether other tasks are gone. Where TensorFlow, which waits for them, does not notice,
+    it ends the process: states are on the disk."""
+
+    def __init__(self, cluster: Cluster, connections: Mapping[int, _Connection]):
+        self._cluster, self._connections = cluster, connections
+        self._gone: dict[int, float] = {}  # since when
+        self._ended = threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def gone(self) -> int | None:
+        """The first task that is gone; None where all are there."""
+        return next(iter(self._gone), None)
+
+    def error(self, task: int | None = None) -> Killed:
+        """The error of a task that is gone: `task`, or the one that is found to be within seconds."""
+        until = time.monotonic() + 3.0
+        while task is None and time.monotonic() < until:
+            task = self.gone()
+            time.sleep(_TRY_AGAIN)
+        who = "another task, or the network between them," if task is None else self._cluster.name(task)
+        return Killed(f"cluster: {who} is gone.")
+
+    def close(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def _look(self) -> None:
+        while not self._ended.wait(_TRY_AGAIN):
+            for task, connection in self._connections.items():
+                if task not in self._gone and connection.is_gone():
+                    self._gone[task] = time.monotonic()
+            if self._gone and time.monotonic() > min(self._gone.values()) + _PATIENCE:
+                print(f"kdrun: {self.error()}", file=sys.stderr, flush=True)
+                os._exit(Killed.exit_code)
+
+
+def _as_chief(cluster: Cluster, until: float, closing: ExitStack) -> Chief:
+    """Listen until all other tasks have come."""
+    port = cluster.addresses[0].rpartition(":")[2]
+    connections: dict[int, _Connection] = {}
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("", int(port)))
+            listening.listen(cluster.size)
+        except OSError as error:
+            raise InputError(
+                f"cluster: {cluster.addresses[0]} cannot be listened at here ({error.strerror}). Is another kdrun "
+                "there? Give task 0 another port."
+            ) from error
+        while len(connections) < cluster.size - 1:
+            if time.monotonic() > until:
+                missing = [cluster.name(task) for task in range(1, cluster.size) if task not in connections]
+                problem = (
+                    f"cluster: {', '.join(missing)} did not come. Start the same command there, with its own task, or "
+                    "give more seconds to cluster_timeout."
+                )
+                for connection in connections.values():
+                    with suppress(OSError):
+                        connection.say({"problem": problem})
+                raise InputError(problem)
+            if not select.select([listening], [], [], _TRY_AGAIN)[0]:
+                continue
+            accepted, _ = listening.accept()
+            accepted.settimeout(5.0)  # of whom nothing is known yet
+            connection = _Connection(accepted)
+            with suppress(EOFError):
+                task = connection.heard().get("task")
+                if isinstance(task, int) and 0 < task < cluster.size and task not in connections:
+                    accepted.settimeout(None)
+                    connections[task] = connection
+                    closing.callback(accepted.close)
+                    continue
+            accepted.close()  # a stranger
+    return Chief(cluster, dict(sorted(connections.items())))
+
+
+def _as_follower(cluster: Cluster, until: float, closing: ExitStack) -> Follower:
+    """Knock at the chief's until it is there."""
+    host, _, port = cluster.addresses[0].rpartition(":")
+    _check_is_free(cluster)
+    while True:
+        try:
+            connected = socket.create_connection((host, int(port)), timeout=5.0)
+            break
+        except OSError as error:
+            if time.monotonic() > until:
+                raise InputError(
+                    f"cluster: {cluster.name(0)} did not answer ({error.strerror or error}). Start the same command "
+                    "there, with task=0, or give more seconds to cluster_timeout."
+                ) from error
+        time.sleep(_TRY_AGAIN)
+    closing.callback(connected.close)
+    connected.settimeout(None)
+    connection = _Connection(connected)
+    connection.say({"task": cluster.task})
+    return Follower(cluster, connection)
+
+
+def _check_is_free(cluster: Cluster) -> None:
+    """Raises InputError where this task's own port, which TensorFlow will want, is taken."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", int(cluster.addresses[cluster.task].rpartition(":")[2])))
+        except OSError as error:
+            raise InputError(
+                f"cluster: {cluster.name(cluster.task)}: the port is taken ({error.strerror}). Give it another one."
+            ) from error
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -22,7 +22,8 @@ def compiled_inference(
     preparation: Preparation,
     augmentation: Augmentation = NONE,
 ) -> Infer:
-    """A function (images, view=0) -> blocks of logits, float32 [at most batch_size, classes], in the images' order.
+    """A function (images, view=0) -> blocks of logits, float32 [at most batch_size, classes], in the images' order; of
+    `count` of them that take turns, (images, view, number, count) -> those blocks whose turn is `number`'s.
 
     Images are uint8 [n, *image_shape], not empty, a split's from its first one on, and `view` says which of the
     augmentation's views of them (see data.augmentation); without augmentation there is view 0 alone. Every call of the
@@ -56,8 +57,8 @@ def compiled_inference(
         parts = [prepared(images[start : start + raw], first + start, view).numpy() for start in starts]
         return forward_prepared(_filled(np.concatenate(parts), batch_size))
 
-    def infer(images: Images, view: int = 0) -> Iterator[np.ndarray]:
-        for start in range(0, len(images), batch_size):
+    def infer(images: Images, view: int = 0, number: int = 0, count: int = 1) -> Iterator[np.ndarray]:
+        for start in range(0, len(images), batch_size)[number::count]:
             signals.check()
             batch = images[start : start + batch_size]
             yield call(batch, start, view).numpy()[: len(batch)]

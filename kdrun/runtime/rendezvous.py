@@ -77,7 +77,7 @@ class Chief:
         """Raises InputError, here and there, where another task's facts are not equal to these; names the first."""
         problem = None
         for task in self._connections:
-            theirs = self._heard(task).get("facts", {})
+            theirs = self.heard(task).get("facts", {})
             differing = [key for key in {**facts, **theirs} if facts.get(key) != theirs.get(key)]
             if differing and not problem:
                 key = differing[0]
@@ -96,11 +96,23 @@ class Chief:
             except OSError as error:
                 raise self._watch.error(task) from error
 
+    @property
+    def others(self) -> list[int]:
+        """The other tasks."""
+        return list(self._connections)
+
+    def say(self, task: int, payload: Sequence[np.ndarray] = ()) -> None:
+        """Send arrays to one of them. Raises Killed where it is gone."""
+        try:
+            self._connections[task].say({}, payload)
+        except OSError as error:
+            raise self._watch.error(task) from error
+
     def check(self) -> None:
         """Raise Killed where another task is gone; a signal that it got is as one that came here."""
         for task, connection in self._connections.items():
             while connection.has_more():
-                if number := self._heard(task).get("signal"):
+                if number := self.heard(task).get("signal"):
                     signals.ask(int(number))
 
     def lost(self) -> Killed:
@@ -112,9 +124,10 @@ class Chief:
             return known
         return error
 
-    def _heard(self, task: int) -> dict:
+    def heard(self, task: int) -> dict:
+        """The next message of another task's, with `arrays`. Raises Killed where it has ended, or is gone."""
         try:
-            message = self._connections[task].heard()
+            message = self._connections[task].heard(with_arrays=True)
         except EOFError as error:
             raise self._watch.error(task) from error
         if problem := message.get("problem"):
@@ -139,10 +152,17 @@ class Follower:
 
     def agree(self, facts: Mapping[str, Any], advice: str) -> None:
         """Raises InputError where this task's facts are not the chief's; see Chief.agree."""
-        self._chief.say({"facts": facts})
+        self.say(facts=facts)
         message = self._told()
         if message and (problem := message["problem"]):
             raise InputError(problem)
+
+    def say(self, payload: Sequence[np.ndarray] = (), **message: Any) -> None:
+        """Send the chief a message, with arrays behind it. Raises Killed where it is gone."""
+        try:
+            self._chief.say(message, payload)
+        except OSError as error:
+            raise self._watch.error(0) from error
 
     def told(self) -> dict | None:
         """The next message of the chief's, with `arrays`; None when all is done. Raises Ended when it has ended for a
@@ -202,7 +222,7 @@ class _Connection:
             self._socket.sendall(array.tobytes())
 
     def heard(self, with_arrays: bool = False) -> dict:
-        """The next message, waited for; arrays are the chief's to send. Raises EOFError where none comes any more, or
+        """The next message, waited for; with arrays of one that is known. Raises EOFError where none comes any more, or
         what comes is none."""
         while (end := self._read.find(b"\n")) < 0:
             if len(self._read) > _LONGEST:

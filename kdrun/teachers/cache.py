@@ -84,6 +84,11 @@ def is_there(folder: Path, cache_key: Mapping) -> bool:
     return (folder / key(cache_key)[:32]).exists()
 
 
+def is_good(folder: Path, cache_key: Mapping, shapes: Shapes) -> bool:
+    """Whether there is an entry that `obtain` gives as it is."""
+    return _read(folder / key(cache_key)[:32], cache_key, shapes)[0] is not None
+
+
 def entries(folder: Path) -> list[tuple[Path, int]]:
     """What is named as kdrun names what it puts into a cache folder, with bytes: entries, entries set aside, and what a
     killed kdrun left. Somebody else's may be among them: a link, a file."""

@@ -7,6 +7,7 @@ from functools import cache as once
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,15 +21,16 @@ from kdrun.data.datasets import Dataset
 from kdrun.data.rows import Images
 from kdrun.errors import KdrunError
 from kdrun.evaluation import metrics
-from kdrun.evaluation.inference import compiled_inference
+from kdrun.evaluation.inference import Infer, compiled_inference
 from kdrun.models import build as models
 from kdrun.models import preprocessing, surgery
 from kdrun.models.augmentation import augment
 from kdrun.runs import identity
 from kdrun.runs import record as runs
-from kdrun.runtime import precision, terminal
+from kdrun.runtime import devices, precision, rendezvous, terminal
+from kdrun.runtime.tensorflow import device_names
 from kdrun.storage import files
-from kdrun.teachers import cache, checkpoint, foreign, kinds, logits_file
+from kdrun.teachers import cache, checkpoint, foreign, kinds, logits_file, sharing
 from kdrun.training import network
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ def cached(config: Mapping, source: Path, dataset: Dataset) -> dict[str, np.ndar
     if source.is_file():
         found = logits_file.logits(source, dataset)
         return {**found, "train": found["train"][np.newaxis]}
-    load = partial(_teacher, config, source, dataset)
+    load = partial(_teachers, config, source, dataset)
     return _cached(config, dataset, _shapes(config, dataset), cache_key(config, source, dataset), load)
 
 
@@ -97,7 +99,7 @@ def cached_features(
     with ExitStack() as stack:
         opened = _opened(stack, config, source, dataset)
         for name, layer in layers.items():
-            load = partial(_teacher, config, source, dataset, layer)
+            load = partial(_teachers, config, source, dataset, layer)
             if is_foreign:
                 load = partial(_foreign, opened, config, source, dataset, layer)
             how = _kept(config) if is_foreign else config
@@ -131,14 +133,14 @@ def _feature_shapes(
 
 
 def _cached(
-    config: Mapping, dataset: Dataset, shapes: cache.Shapes, key: Mapping, load: Callable[[], tuple]
+    config: Mapping, dataset: Dataset, shapes: cache.Shapes, key: Mapping, load: Callable[[], list[dict]]
 ) -> dict[str, np.ndarray] | None:
-    """What is cached under a key; `load` is for the case that it has to be asked: see `_teacher`."""
+    """What is cached under a key; `load` is for the case that it has to be asked: see `_teachers`."""
     folder = Path(config["cache_dir"])
     try:
         with Progress(console=terminal.canvas(), transient=True, disable=not terminal.is_animated()) as bar:
             ask = partial(_ask, once(load), config, dataset, bar)
-            return cache.obtain(folder, key, shapes, ask)
+            return sharing.obtain(folder, key, shapes, ask, rendezvous.current())
     except OSError as error:
         problem = (
             f"{folder} cannot take the teacher's answers, {files.readable(cache.size(shapes))} ({error.strerror})."
@@ -188,14 +190,37 @@ def cache_key(config: Mapping, teacher_dir: Path, dataset: Dataset) -> dict:
 
 
 def _ask(load: Callable, config: Mapping, dataset: Dataset, bar: Progress, split: str) -> Iterator[np.ndarray]:
-    _, infer = load()
+    """A split's answers in blocks, in order: of all views of the training images. The devices that a batch is spread
+    over, those of a cluster's other tasks among them, take turns."""
+    asked = load()
     images = getattr(dataset, split).images
     views = range(_views(config)) if split == "train" else [0]
     task = bar.add_task(f"asking the teacher: {split}", total=len(views) * len(images))
     for view in views:
-        for block in infer[split](images, view):
+        own = [partial(infer[split], images, view) for infer in asked]
+        for block in sharing.in_turns(own, rendezvous.current()):
             bar.advance(task, len(block))
             yield block
+
+
+def _teachers(config: Mapping, teacher_dir: Path, dataset: Dataset, layer: str | None = None) -> list[dict]:
+    """The inference of the teacher on each of a job's devices, as `_teacher` gives it."""
+    found = []
+    for device in device_names(devices.count(config["devices"])):
+        with tf.device(device):
+            _, infer = _teacher(config, teacher_dir, dataset, layer)
+        found.append({split: partial(_on_device, device, each) for split, each in infer.items()})
+    return found
+
+
+def _on_device(device: str | None, infer: Infer, *given: Any) -> Iterator[np.ndarray]:
+    blocks = infer(*given)
+    while True:
+        with tf.device(device):
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
 
 
 def _teacher(config: Mapping, teacher_dir: Path, dataset: Dataset, layer: str | None = None):
@@ -213,26 +238,29 @@ def _teacher(config: Mapping, teacher_dir: Path, dataset: Dataset, layer: str | 
 
 def _foreign(
     opened: Callable[[], foreign.Ask], config: Mapping, source: Path, dataset: Dataset, feature: str | None = None
-):
-    """No network of ours, and another tool's inference by split, as `_teacher` gives one's, of a feature if one is
-    named. What it says of the validation images is known already."""
+) -> list[dict]:
+    """Another tool's inference by split, as `_teachers` gives one's, of a feature if one is named. What it says of the
+    validation images is known already."""
     network.release()
     ask = opened()
     batch_size = config["teacher"]["inference_batch_size"]
 
-    def infer(images: Images, view: int = 0, how: Augmentation = augmentation.NONE) -> Iterator[np.ndarray]:
-        for start in range(0, len(images), batch_size):
+    def infer(
+        images: Images, view: int, number: int, count: int, how: Augmentation = augmentation.NONE
+    ) -> Iterator[np.ndarray]:
+        for start in range(0, len(images), batch_size)[number::count]:
             batch = np.asarray(images[start : start + batch_size])
             if how.view_count > 1:
                 indices = tf.range(start, start + len(batch))
                 batch = augment(tf.constant(batch), indices, tf.fill([len(batch)], view), how).numpy()
             yield ask(batch, feature)
 
-    def validated(images: Images, view: int = 0) -> Iterator[np.ndarray]:
-        yield foreign.validation(config, source, dataset)
+    def validated(images: Images, view: int, number: int, count: int) -> Iterator[np.ndarray]:
+        if number == 0:
+            yield foreign.validation(config, source, dataset)
 
     shown = partial(infer, how=augmentation.of(config["data"]))
-    return None, {"train": shown, "validation": validated, "test": infer}
+    return [{"train": shown, "validation": validated, "test": infer}]
 
 
 def _views(config: Mapping) -> int:

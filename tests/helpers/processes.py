@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
@@ -15,10 +15,18 @@ _context.set_forkserver_preload(["pytest", "tf_keras", "kdrun.cli.main", "kdrun.
 class Kdrun:
     """A command running in a process of its own; what it prints goes to `said`."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path, file_size: int | None = None):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        file_size: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ):
         os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before the server starts
         self.said_in = folder / f"said-{time.monotonic_ns()}"
-        self._process = _context.Process(target=_main, args=([str(a) for a in arguments], str(self.said_in), file_size))
+        words = [str(each) for each in arguments]
+        given = (words, str(self.said_in), file_size, dict(environment or {}))
+        self._process = _context.Process(target=_main, args=given)
         self._process.start()
 
     def wait(self, seconds: float = 120) -> int:
@@ -45,7 +53,8 @@ class Kdrun:
         return self.said_in.read_text() if self.said_in.exists() else ""
 
 
-def _main(arguments: list[str], said_in: str, file_size: int | None) -> None:
+def _main(arguments: list[str], said_in: str, file_size: int | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     descriptor = os.open(said_in, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -47,13 +47,15 @@ def addresses(count: int) -> list[str]:
 class Tasks:
     """The processes of a cluster's tasks, which have a command in common; `own` are the words of some."""
 
-    def __init__(self, folder: Path, count: int, command: list, own: dict[int, list] | None = None, absent: int = -1):
+    def __init__(self, folder: Path, count: int, command: list, own: dict | None = None, absent: int = -1, gpus=()):
         self.addresses = addresses(count)
         words = [*map(str, command), f"cluster={','.join(self.addresses)}"]
         own = own or {}
-        self.all = {
-            task: Kdrun([*words, f"task={task}", *own.get(task, [])], folder) for task in range(count) if task != absent
-        }
+        self.all = {}
+        for task in range(count):
+            if task != absent:
+                visible = {"CUDA_VISIBLE_DEVICES": gpus[task]} if gpus else {}
+                self.all[task] = Kdrun([*words, f"task={task}", *own.get(task, [])], folder, environment=visible)
 
     def end(self, seconds: float = 240) -> dict[int, int]:
         """Their exit codes."""
@@ -63,10 +65,10 @@ class Tasks:
         return "\n".join(f"--- {task}\n{process.said()}" for task, process in self.all.items())
 
 
-def done(folder: Path, count: int, command: list) -> Path:
+def done(folder: Path, count: int, command: list, own: dict | None = None) -> Path:
     """The run directory of a cluster's job that is done."""
     folder.mkdir(exist_ok=True)
-    tasks = Tasks(folder, count, [*command, f"outputs={folder}"])
+    tasks = Tasks(folder, count, [*command, f"outputs={folder}"], own)
     assert set(tasks.end().values()) == {0}, tasks.said()
     return only(folder)
 
@@ -107,6 +109,25 @@ def test_several_machines_train_as_one_does(tmp_path, teacher, name):
         assert bits(runs[0]) == bits(runs[1])
     record = reference.record(runs[0])
     assert (record["machines"], record["identity"]["machines"], record["identity"]["devices"]) == (2, 2, 2)
+
+
+@pytest.mark.slow
+def test_the_teacher_is_asked_by_all_in_turns(tmp_path, teacher):
+    """A batch each, of four; the bytes are those of one device, with a cache that is shared and with one of its own."""
+    command = [*SMALL, *CASES["kept answers"], "epochs=1", "teacher.inference_batch_size=100", f"teacher.run={teacher}"]
+    alone = Kdrun([*command, f"outputs={tmp_path / 'alone'}"], tmp_path)
+    assert alone.wait() == 0, alone.said()
+    expected = answers(tmp_path / "alone/.cache/teachers")
+    assert set(expected) == {"train.npy", "validation.npy", "test.npy"}
+    done(tmp_path / "three", 3, command, {1: [f"cache_dir={tmp_path / 'own'}"]})
+    assert answers(tmp_path / "three/.cache/teachers") == answers(tmp_path / "own") == expected
+    devices = Kdrun([*command, "devices=2", f"outputs={tmp_path / 'devices'}"], tmp_path)
+    assert devices.wait() == 0, devices.said()
+    assert answers(tmp_path / "devices/.cache/teachers") == expected
+
+
+def answers(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*/*.npy")}
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ CASES = {
 
 LOOSER = {"half precision": 0.02, "resnet": 2e-4}  # whose moments one device takes from another kernel
 CASES["half precision"] = [*CASES["plain"], "precision=mixed_bfloat16"]
-QUICK = ["plain", "densenet"]  # of others, .ci/run knows
+QUICK = ["plain"]  # of others, .ci/run knows
 BY_CASE = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES]
 
 
@@ -139,6 +139,7 @@ def test_the_same_command_twice_gives_the_same_bits(trained, name):
     assert reference.record(runs["2"])["devices"] == 2
 
 
+@pytest.mark.slow
 def test_each_device_by_itself_normalises_otherwise(trained, tmp_path):
     """Without sync_batch_norm: another result. One device, two, and two that normalise together: three identities."""
     alone = trained("densenet")["1"]
@@ -220,6 +221,7 @@ def test_a_sweep_over_devices_has_a_process_for_each_number(tmp_path):
     assert sorted(found) == [1, 2]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_two_devices_goes_on_with_the_same_bits(tmp_path):
     """Killed after some steps; the same command with resume=auto then is as if nothing had been. The process of the
     undisturbed run has trained another net before."""

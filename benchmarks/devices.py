@@ -28,7 +28,7 @@ tensorflow.load_tensorflow(1, 2)
 import tensorflow as tf
 from kdrun.training.replicas import Replicas
 replicas, own = Replicas(tensorflow.device_names(2)), tf.ones([int(sys.argv[1])])
-step = tf.function(lambda: [summed for (summed,) in replicas.run(lambda part: (part.sum(own)[:1],))])
+step = tf.function(lambda: [summed for (summed,) in replicas.run(lambda part: (part.sum(own + part.number)[:1],))])
 seconds = []
 for _ in range(30):
     started = time.perf_counter()

@@ -52,6 +52,13 @@ class Killed(Unfinished):
         return f"{super().__str__()} The same command again goes on with it."
 
 
+class Lost(Unfinished):
+    """Another machine of a cluster is gone, whatever has ended it; what the chief had saved is good."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} The same command on all machines, with resume=auto, goes on."
+
+
 class Stopped(Unfinished):
     """A signal asked the run to end."""
 
@@ -88,7 +95,7 @@ def rebuilt(values: Mapping[str, Any]) -> KdrunError:
     if values["kind"] == "Stopped":
         error: KdrunError = Stopped(values["signal"], values["text"])
     else:
-        kinds = {kind.__name__: kind for kind in (InputError, Diverged, Unfinished, Killed, NoRoom)}
+        kinds = {kind.__name__: kind for kind in (InputError, Diverged, Unfinished, Killed, Lost, NoRoom)}
         error = kinds.get(values["kind"], KdrunError)(values["text"])
     if isinstance(error, Unfinished) and "run_dir" in values:
         error.run_dir = Path(values["run_dir"])

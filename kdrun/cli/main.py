@@ -135,7 +135,8 @@ def _run(arguments: list[str], begun: Begun) -> int:
         begun.stage = request.values["stage"]
         with shared.joined(request.values) as member:
             if isinstance(member, Follower):
-                return _run_one(request, Place(shared.folder(member, request.values), goes_on=True))
+                place_of_log, threads = shared.told(member, request.values)
+                return _run_one(request, Place(place_of_log, goes_on=True), threads)
             try:
                 with signals.undisturbed():  # which raises at its end, when the folders are there, and noted
                     place = find_place(request)
@@ -144,7 +145,7 @@ def _run(arguments: list[str], begun: Begun) -> int:
                     return _run_sweep(request, place, place.sweep, begun)
                 begun.run_dir = Path(place.folder)
                 if member:
-                    member.tell(run=begun.run_dir.name)
+                    shared.tell(member, request.values, begun.run_dir)
                 return _run_one(request, place)
             finally:
                 if place.is_new:
@@ -175,8 +176,9 @@ def _show(options: argparse.Namespace, parser: argparse.ArgumentParser, searched
         hydra.shell_completion(config_name=name, overrides=overrides)
 
 
-def _run_one(request: Request, place: Place) -> int:
-    """Run one job in its directory, with Hydra's record of the config, its environment and its logging."""
+def _run_one(request: Request, place: Place, threads: int | None = None) -> int:
+    """Run one job in its directory, with Hydra's record of the config, its environment and its logging; with so many
+    threads an operation, if that is said."""
     composed, failures = request.composed, []
     with read_write(composed), open_dict(composed):
         composed.hydra.run.dir = place.folder
@@ -185,7 +187,7 @@ def _run_one(request: Request, place: Place) -> int:
 
     def job(_: DictConfig) -> None:
         try:
-            work.do(request.values, Path(place.folder).absolute(), request.options.overrides)
+            work.do(request.values, Path(place.folder).absolute(), request.options.overrides, threads)
         except Exception as error:  # noqa: BLE001 - Hydra would put a line of its own before ours
             failures.append(error)
 

@@ -98,7 +98,8 @@ def load_saved(run_dir: str, given: Mapping, keys: Sequence[str]) -> tuple[Confi
     code = _named_code(run_dir, record, given, keys)
     otherwise_checked = {"tracker", *code, *(["objective"] if "objective.module" in code else [])}
     _check_given(run_dir, [key for key in keys if key not in otherwise_checked], values, asked)
-    changed = _asked_anew(keys, asked) | {"resume": str(run_dir), **code} | _as_it_began(record, values)
+    changed: dict[str, Any] = {"task": None}  # the record's is the chief's
+    changed |= _asked_anew(keys, asked) | {"resume": str(run_dir), **code} | _as_it_began(record, values)
     changed |= _more_epochs(stage, values, {key: asked[key] for key in keys if key in _CAN_GROW})
     config = _with(began_with, changed)
     if "tracker" in keys:  # others, or the same with other keys

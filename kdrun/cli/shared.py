@@ -13,11 +13,21 @@ from kdrun.config.schema import flatten
 from kdrun.runs import code
 from kdrun.runtime import cluster, rendezvous
 from kdrun.runtime.rendezvous import Chief, Follower
+from kdrun.stages import work
 
 log = logging.getLogger(__name__)
 
 # where things are, which may differ: what they hold is in the identity, and may not
-_WHERE = ("data.path", "data.transfer", "teacher.run", "teacher.file", "plugins", "objective.module", "initial_weights")
+_WHERE = (
+    "data.path",
+    "data.transfer",
+    "teacher.run",
+    "teacher.file",
+    "teacher.logits",
+    "plugins",
+    "objective.module",
+    "initial_weights",
+)
 
 
 @contextmanager
@@ -34,10 +44,16 @@ def joined(config: Config) -> Iterator[Chief | Follower | None]:
         yield member
 
 
-def folder(follower: Follower, config: Config) -> str:
-    """Where a task that is not the chief writes its log."""
-    run = (follower.told() or {})["run"]
-    return str(Path(config["outputs"]) / "workers" / f"{config['stage']}_{run}_task{follower.cluster.task}")
+def tell(chief: Chief, config: Config, run_dir: Path) -> None:
+    """Tell the others of a run that begins, or goes on: its name, and an operation's threads, as it began with."""
+    chief.tell(run=run_dir.name, threads=work.threads_alone(config, run_dir))
+
+
+def told(follower: Follower, config: Config) -> tuple[str, int]:
+    """What the chief tells: where this task writes its log, and an operation's threads."""
+    message = follower.told() or {}
+    name = f"{config['stage']}_{message['run']}_task{follower.cluster.task}"
+    return str(Path(config["outputs"]) / "workers" / name), message["threads"]
 
 
 def _facts(config: Config) -> dict:

@@ -14,18 +14,27 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
-from kdrun.errors import InputError, KdrunError, Killed
+from kdrun.errors import InputError, KdrunError, Lost
 from kdrun.runtime import signals
 from kdrun.runtime.cluster import Cluster
 
 _LONGEST = 1 << 22  # bytes of a line
 _PATIENCE = 25.0  # seconds that TensorFlow has to notice by itself that a task is gone
 _TRY_AGAIN = 0.1  # seconds
+_KINDS = {np.dtype(kind).str for kind in ("bool", "u1", "i1", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "V2")}
+# a machine that is switched off says nothing: after 20 seconds it is gone
+_ALIVE = {
+    socket.TCP_NODELAY: 1,
+    socket.TCP_KEEPIDLE: 5,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 20_000,
+}
 _joined: list["Chief | Follower"] = []
 
 
@@ -53,9 +62,9 @@ def joined(cluster: Cluster | None, facts: Mapping[str, Any], timeout: float) ->
     with ExitStack() as closing:
         meet = _as_chief if cluster.task == 0 else _as_follower
         member = meet(cluster, time.monotonic() + timeout, closing)
-        member.agree(facts, "It is to be the same command, of the same kdrun, on the same data")
         _joined.append(member)
         try:
+            member.agree(facts, "It is to be the same command, of the same kdrun, on the same data")
             yield member
             member.end(None)
         except BaseException as error:
@@ -77,7 +86,8 @@ class Chief:
         """Raises InputError, here and there, where another task's facts are not equal to these; names the first."""
         problem = None
         for task in self._connections:
-            theirs = self.heard(task).get("facts", {})
+            theirs = self.heard(task).get("facts")
+            theirs = theirs if isinstance(theirs, dict) else {}
             differing = [key for key in {**facts, **theirs} if facts.get(key) != theirs.get(key)]
             if differing and not problem:
                 key = differing[0]
@@ -89,7 +99,7 @@ class Chief:
             raise InputError(problem)
 
     def tell(self, payload: Sequence[np.ndarray] = (), **message: Any) -> None:
-        """Send all others a message, with arrays behind it. Raises Killed where one is gone."""
+        """Send all others a message, with arrays behind it. Raises Lost where one is gone."""
         for task, connection in self._connections.items():
             try:
                 connection.say(message, payload)
@@ -102,36 +112,48 @@ class Chief:
         return list(self._connections)
 
     def say(self, task: int, payload: Sequence[np.ndarray] = ()) -> None:
-        """Send arrays to one of them. Raises Killed where it is gone."""
+        """Send arrays to one of them. Raises Lost where it is gone."""
         try:
             self._connections[task].say({}, payload)
         except OSError as error:
             raise self._watch.error(task) from error
 
     def check(self) -> None:
-        """Raise Killed where another task is gone; a signal that it got is as one that came here."""
+        """Raise Lost where another task is gone; a signal that it got is as one that came here."""
         for task, connection in self._connections.items():
             while connection.has_more():
-                if number := self.heard(task).get("signal"):
-                    signals.ask(int(number))
+                self._next(task)
 
-    def lost(self) -> Killed:
-        """The error of a collective operation that failed: who is gone."""
-        error = self._watch.error()
+    def lost(self, said: str) -> Lost:
+        """The error of an operation of all that failed, of which TensorFlow `said` this: who is gone."""
+        error = self._watch.error(said=said)
         try:
             self.check()
-        except Killed as known:
+        except Lost as known:
             return known
         return error
 
-    def heard(self, task: int) -> dict:
-        """The next message of another task's, with `arrays`. Raises Killed where it has ended, or is gone."""
+    def together(self) -> AbstractContextManager:
+        """While inside, TensorFlow waits for the others: see _Watch."""
+        return self._watch.together()
+
+    def heard(self, task: int, with_arrays: bool = False) -> dict:
+        """The next message of another task's. Raises Lost where it has ended, or is gone."""
+        while (message := self._next(task, with_arrays)) is None:
+            pass
+        return message
+
+    def _next(self, task: int, with_arrays: bool = False) -> dict | None:
+        """The next message of another task's; None for a signal, which is noted."""
         try:
-            message = self._connections[task].heard(with_arrays=True)
+            message = self._connections[task].heard(with_arrays)
         except EOFError as error:
             raise self._watch.error(task) from error
         if problem := message.get("problem"):
-            raise Killed(f"cluster: {self.cluster.name(task)} has ended. {problem}")
+            raise Lost(f"cluster: {self.cluster.name(task)} has ended. {problem}")
+        if number := message.get("signal"):
+            signals.ask(int(number))
+            return None
         return message
 
     def end(self, problem: str | None) -> None:
@@ -154,11 +176,11 @@ class Follower:
         """Raises InputError where this task's facts are not the chief's; see Chief.agree."""
         self.say(facts=facts)
         message = self._told()
-        if message and (problem := message["problem"]):
+        if message and (problem := message.get("problem")):
             raise InputError(problem)
 
     def say(self, payload: Sequence[np.ndarray] = (), **message: Any) -> None:
-        """Send the chief a message, with arrays behind it. Raises Killed where it is gone."""
+        """Send the chief a message, with arrays behind it. Raises Lost where it is gone."""
         try:
             self._chief.say(message, payload)
         except OSError as error:
@@ -166,7 +188,7 @@ class Follower:
 
     def told(self) -> dict | None:
         """The next message of the chief's, with `arrays`; None when all is done. Raises Ended when it has ended for a
-        problem, Killed when it is gone. A signal is handed to the chief."""
+        problem, Lost when it is gone. A signal is handed to the chief."""
         while True:
             if number := signals.taken():
                 with suppress(OSError):
@@ -174,16 +196,20 @@ class Follower:
             if self._chief.has_more(wait=0.5):
                 return self._told()
 
-    def lost(self) -> KdrunError:
-        """The error of a collective operation that failed: the chief knows why, or is gone itself."""
+    def lost(self, said: str) -> KdrunError:
+        """The error of an operation of all that failed: the chief knows why, or is gone itself."""
         until = time.monotonic() + _PATIENCE
         try:
             while time.monotonic() < until:
                 if self._chief.has_more(wait=1.0):
                     self._told()
-        except (Ended, Killed) as error:
+        except (Ended, Lost) as error:
             return error
-        return self._watch.error()
+        return self._watch.error(said=said)
+
+    def together(self) -> AbstractContextManager:
+        """While inside, TensorFlow waits for the others: see _Watch."""
+        return self._watch.together()
 
     def end(self, problem: str | None) -> None:
         """Tell the chief what this task failed at, if at something."""
@@ -212,7 +238,9 @@ class _Connection:
     def __init__(self, connected: socket.socket):
         self._socket = connected
         self._read = bytearray()  # and not yet asked for
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _ALIVE.items():
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def say(self, message: Mapping, payload: Sequence[np.ndarray] = ()) -> None:
         """Send a message."""
@@ -221,18 +249,22 @@ class _Connection:
         for array in payload:
             self._socket.sendall(array.tobytes())
 
-    def heard(self, with_arrays: bool = False) -> dict:
-        """The next message, waited for; with arrays of one that is known. Raises EOFError where none comes any more, or
-        what comes is none."""
+    def heard(self, with_arrays: bool = False, seconds: float | None = None) -> dict:
+        """The next message, waited for, perhaps only so long; with arrays of one that is known. Raises EOFError where
+        none comes any more, or what comes is none."""
+        until = None if seconds is None else time.monotonic() + seconds
         while (end := self._read.find(b"\n")) < 0:
             if len(self._read) > _LONGEST:
                 raise EOFError("a line without an end")
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not select.select([self._socket], [], [], left)[0]:
+                raise EOFError("nothing is said")
             self._receive(1 << 16)
         try:
             message = dict(json.loads(self._taken(end + 1)))
             kinds = message["arrays"] if with_arrays else ()
-            arrays = [np.empty(shape, np.dtype(kind)) for kind, shape in kinds]
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            arrays = [np.empty(shape, np.dtype(kind)) for kind, shape in kinds if kind in _KINDS]
+        except (ValueError, TypeError, LookupError, RecursionError, MemoryError) as error:
             raise EOFError("no message") from error
         for array in arrays:
             while len(self._read) < array.nbytes:
@@ -246,12 +278,13 @@ class _Connection:
 
     def is_gone(self) -> bool:
         """Whether the other end is; what it has said before may still be there."""
+        hung_up = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+        asked = select.poll()
         try:
-            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
+            asked.register(self._socket, select.POLLRDHUP)
+        except ValueError:  # closed here
             return True
+        return any(found & hung_up for _, found in asked.poll(0))
 
     def _receive(self, most: int) -> None:
         try:
@@ -269,12 +302,13 @@ class _Connection:
 
 
 class _Watch:
-    """Looks in the background whether other tasks are gone. Where TensorFlow, which waits for them, does not notice,
-    it ends the process: states are on the disk."""
+    """Looks in the background whether other tasks are gone. Where TensorFlow waits for them and does not notice, it
+    ends the process: states are on the disk."""
 
     def __init__(self, cluster: Cluster, connections: Mapping[int, _Connection]):
         self._cluster, self._connections = cluster, connections
         self._gone: dict[int, float] = {}  # since when
+        self._waiting: float | None = None  # since when TensorFlow does
         self._ended = threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -282,14 +316,24 @@ class _Watch:
         """The first task that is gone; None where all are there."""
         return next(iter(self._gone), None)
 
-    def error(self, task: int | None = None) -> Killed:
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """While inside, TensorFlow waits for the other tasks."""
+        self._waiting = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waiting = None
+
+    def error(self, task: int | None = None, said: str = "") -> Lost:
         """The error of a task that is gone: `task`, or the one that is found to be within seconds."""
         until = time.monotonic() + 3.0
         while task is None and time.monotonic() < until:
             task = self.gone()
             time.sleep(_TRY_AGAIN)
-        who = "another task, or the network between them," if task is None else self._cluster.name(task)
-        return Killed(f"cluster: {who} is gone.")
+        if task is None:
+            return Lost(f"cluster: another task, or the network between them, is gone ({said}).")
+        return Lost(f"cluster: {self._cluster.name(task)} is gone.")
 
     def close(self) -> None:
         """Look no more."""
@@ -300,9 +344,10 @@ class _Watch:
             for task, connection in self._connections.items():
                 if task not in self._gone and connection.is_gone():
                     self._gone[task] = time.monotonic()
-            if self._gone and time.monotonic() > min(self._gone.values()) + _PATIENCE:
+            waiting = self._waiting
+            if self._gone and waiting and time.monotonic() > max(waiting, min(self._gone.values())) + _PATIENCE:
                 print(f"kdrun: {self.error()}", file=sys.stderr, flush=True)
-                os._exit(Killed.exit_code)
+                os._exit(Lost.exit_code)
 
 
 def _as_chief(cluster: Cluster, until: float, closing: ExitStack) -> Chief:
@@ -333,15 +378,16 @@ def _as_chief(cluster: Cluster, until: float, closing: ExitStack) -> Chief:
             if not select.select([listening], [], [], _TRY_AGAIN)[0]:
                 continue
             accepted, _ = listening.accept()
-            accepted.settimeout(5.0)  # of whom nothing is known yet
             connection = _Connection(accepted)
-            with suppress(EOFError):
-                task = connection.heard().get("task")
+            with suppress(EOFError, OSError):
+                task = connection.heard(seconds=2.0).get("task")
                 if isinstance(task, int) and 0 < task < cluster.size and task not in connections:
-                    accepted.settimeout(None)
                     connections[task] = connection
                     closing.callback(accepted.close)
                     continue
+                connection.say(
+                    {"problem": f"cluster: task={task} is there already, or there is none. Give another one."}
+                )
             accepted.close()  # a stranger
     return Chief(cluster, dict(sorted(connections.items())))
 

@@ -1,11 +1,12 @@
 """Loading TensorFlow without its start-up noise."""
 
+import faulthandler
 import gc
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ _NOISE = re.compile(
 )
 
 
+_JOINING = 60.0  # seconds that TensorFlow has to join a cluster whose tasks are all there
+
+
 def threads_of_its_own() -> int:
     """How many threads TensorFlow gives an operation by itself: what the environment says, else as many as cores."""
     set_outside = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
@@ -30,13 +34,18 @@ def threads_in_use() -> int | None:
     return _loaded_with[0].threads if _loaded_with else None
 
 
-def load_tensorflow(wanted: int | None = None, devices: int = 1, cluster: Cluster | None = None) -> None:
+def load_tensorflow(
+    wanted: int | None = None,
+    devices: int = 1,
+    cluster: Cluster | None = None,
+    meet: Callable[[], None] = lambda: None,
+) -> None:
     """Import TensorFlow and look for devices; its warnings and errors are shown, its greetings are not.
 
     `wanted` is how many threads an operation has (None: as many as TensorFlow takes), which is part of what makes bits,
     and `devices` how many a job is spread over, which a CPU is made into where there are no GPUs; both stay as they are
-    for the life of a process. The tasks of a `cluster` wait for each other in here. Raises KdrunError where it has
-    others already, or where there are not so many GPUs.
+    for the life of a process. The tasks of a `cluster` wait for each other in here: in `meet`, when each has it, and
+    then inside of TensorFlow. Raises KdrunError where it has others already, or where there are not so many GPUs.
     """
     wanted = wanted or threads_of_its_own()
     if _loaded_with:
@@ -61,6 +70,7 @@ def load_tensorflow(wanted: int | None = None, devices: int = 1, cluster: Cluste
             if devices > 1 or cluster:
                 _set_devices(tf, devices)
             if cluster:  # before any operation
+                meet()
                 _strategies[:] = [_of_cluster(tf, cluster)]
             tf.config.list_physical_devices()
             tf.constant(0)  # the devices greet when they are first used
@@ -98,12 +108,15 @@ def _of_cluster(tf, cluster: Cluster) -> Any:
         rpc_layer="grpc",
         num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
     )
+    faulthandler.dump_traceback_later(_JOINING, exit=True)  # it lets no other thread of Python's go on meanwhile
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except tf.errors.OpError as error:
         raise KdrunError(
             f"cluster: TensorFlow cannot begin at {cluster.addresses[cluster.task]} ({text(error)}). Is its port taken?"
         ) from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def device_names(count: int) -> list[str | None]:

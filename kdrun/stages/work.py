@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def load_tensorflow(config: Mapping, threads: int | None = None) -> None:
     """Have TensorFlow in this process, with the config's devices and so many threads (None: of one of several jobs)."""
     member = rendezvous.current()
     threads, count = threads or threads_beside(config), devices.count(config["devices"])
-    tensorflow.load_tensorflow(threads, count, member.cluster if member else None)
+    if member:
+        tensorflow.load_tensorflow(threads, count, member.cluster, partial(member.agree, {}, ""))
+    else:
+        tensorflow.load_tensorflow(threads, count)
 
 
 def threads_alone(config: Mapping, run_dir: Path) -> int:

@@ -91,7 +91,7 @@ def cached_features(
         ", ".join(layers),
         files.readable(sum(map(cache.size, shapes.values()))),
     )
-    if needed > free:
+    if sharing.is_short(needed > free, rendezvous.current()):
         if is_foreign:
             raise KdrunError(f"{folder} has {files.readable(free)} free, too few. Set cache_dir to another folder.")
         log.warning("teacher cache: %s are free in %s, too few. The teacher runs live", files.readable(free), folder)

@@ -12,6 +12,7 @@ import numpy as np
 from kdrun.runtime.rendezvous import Chief, Follower
 from kdrun.teachers import cache
 
+_AT_ONCE = 1 << 24  # numbers in a message
 Turns = Callable[[int, int], Iterator[np.ndarray]]
 
 
@@ -39,6 +40,15 @@ def in_turns(own: Sequence[Turns], member: Chief | Follower | None) -> Iterator[
         next(stream, None)
 
 
+def is_short(here: bool, member: Chief | Follower | None) -> bool:
+    """Whether there is too little room, `here` or, in a cluster, where the chief is, whose word counts."""
+    if isinstance(member, Chief):
+        member.tell(short=here)
+    elif member:
+        return (member.told() or {})["short"]
+    return here
+
+
 def obtain(
     folder: Path, key: Mapping, shapes: cache.Shapes, ask: cache.Ask, member: Chief | Follower | None
 ) -> dict[str, np.ndarray]:
@@ -52,19 +62,22 @@ def obtain(
         return _obtained_from_chief(folder, key, shapes, ask, member)
 
     def asked(split: str) -> Iterator[np.ndarray]:
-        member.tell(ask=split)
-        return ask(split)
+        member.tell(ask=split)  # when the first block is wanted, and its room taken
+        yield from ask(split)
 
-    kept = False
     try:
         found = cache.obtain(folder, key, shapes, asked)
-        kept = True
-    finally:
-        member.tell(kept=kept)
+    except OSError:
+        member.tell(kept=False)
+        raise
+    member.tell(kept=True)
     for task in member.others:
         if member.heard(task)["wanted"]:
             for array in found.values():
-                member.say(task, [np.ascontiguousarray(array)])
+                values = array.reshape(-1)
+                for start in range(0, len(values), _AT_ONCE):
+                    member.say(task, [values[start : start + _AT_ONCE]])
+                member.say(task)
     return found
 
 
@@ -76,8 +89,21 @@ def _obtained_from_chief(
             pass
     if not message["kept"]:
         raise OSError(0, "the chief has no room for them")
-    follower.say(wanted=not cache.is_good(folder, key, shapes))
-    return cache.obtain(folder, key, shapes, lambda split: iter((follower.told() or {})["arrays"]))
+    wanted = not cache.is_good(folder, key, shapes)
+    follower.say(wanted=wanted)
+    coming = [_of_chief(follower) for _ in shapes] if wanted else []
+    left = iter(coming)
+    try:
+        return cache.obtain(folder, key, shapes, lambda split: next(left))
+    finally:
+        for blocks in coming:  # what somebody else has put there meanwhile, or there was no room for
+            for _ in blocks:
+                pass
+
+
+def _of_chief(follower: Follower) -> Iterator[np.ndarray]:
+    while arrays := (follower.told() or {})["arrays"]:
+        yield arrays[0]
 
 
 def _ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -90,7 +116,7 @@ def _ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _of_task(chief: Chief, task: int) -> Iterator[np.ndarray]:
-    while arrays := chief.heard(task)["arrays"]:
+    while arrays := chief.heard(task, with_arrays=True)["arrays"]:
         yield arrays[0]
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from kdrun.data import batches, mixing
 from kdrun.data.datasets import Split
 from kdrun.data.rows import Images
+from kdrun.errors import text
 from kdrun.evaluation.inference import Infer
 from kdrun.runtime import signals, workers
 from kdrun.runtime.rendezvous import Chief, Follower
@@ -25,6 +26,14 @@ from kdrun.training.step import Inputs, TrainingSet, metric_names, training_step
 _SECONDS_PER_CALL = 0.25  # how much work one call of the compiled steps is given: short enough to stop between calls
 _MOST_BYTES = 1 << 25  # of images that are read for one call: there are three such blocks at a time
 _MOST_STEPS = 1 << 20  # a call
+# what TensorFlow raises where another machine is gone
+_OF_OTHERS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ def take_steps(program: Program, settings: Settings, step: int, end: int, labels
     """Take the steps from `step` (0-based) to below `end`, in calls of about _SECONDS_PER_CALL; yields the metrics.
 
     They are float32 [steps of the call, len(step.metric_names)]. Raises Stopped between calls when a signal asks it to.
-    The other tasks of a cluster, whose chief this is, take the same steps in the same calls; Killed where one is gone.
+    The other tasks of a cluster, whose chief this is, take the same steps in the same calls; Lost where one is gone.
     """
     asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)  # whose teacher outputs each image gets
     most = _most_steps(program.on_disk, settings.batch_size)
@@ -131,18 +140,18 @@ def take_steps(program: Program, settings: Settings, step: int, end: int, labels
                 chief.tell(read=[step, count])
             return reader.submit(_inputs, program, settings, len(labels), asked_for, step, count)
 
-        coming = read(step, count)
+        coming = read(step, count) if step < end else Future()
         while step < end:
             if chief:
                 chief.check()
             signals.check()
-            given, taken = coming.result(), count
-            if chief:
-                chief.tell(go=True)
+            given, taken, first = coming.result(), count, step
             step += taken
             if step < end:
                 count = min(wanted, end - step)
                 coming = read(step, count)
+            if chief:
+                chief.tell(go=first)
             started = time.perf_counter()
             yield _taken(program, given)
             affordable = int(_SECONDS_PER_CALL * taken / (time.perf_counter() - started))
@@ -151,27 +160,27 @@ def take_steps(program: Program, settings: Settings, step: int, end: int, labels
 
 def follow_steps(program: Program, follower: Follower, settings: Settings, labels: np.ndarray) -> None:
     """Take the steps that the chief of a cluster takes, until it has ended. Raises Ended where that is for a problem,
-    Killed where another task is gone."""
+    Lost where another task is gone."""
     asked_for = batches.shuffled(settings.seed, labels, settings.shuffle)
-    coming: Future = Future()
+    coming: dict[int, Future] = {}  # by the first of the steps
     with ThreadPoolExecutor(1) as reader:
         while (message := follower.told()) is not None:
             if "read" in message:
-                coming = reader.submit(_inputs, program, settings, len(labels), asked_for, *message["read"])
+                step, count = message["read"]
+                coming[step] = reader.submit(_inputs, program, settings, len(labels), asked_for, step, count)
             else:
-                _taken(program, coming.result())
+                _taken(program, coming.pop(message["go"]).result())
 
 
 def _taken(program: Program, given: tuple) -> np.ndarray:
     """The metrics of the steps of a call."""
-    try:
+    if program.member is None:
         return program.run_steps(*given).numpy()
-    except tf.errors.ResourceExhaustedError:
-        raise
-    except tf.errors.OpError as error:  # one that other machines have to do with, where there are some
-        if program.member is None:
-            raise
-        raise program.member.lost() from error
+    try:
+        with program.member.together():
+            return program.run_steps(*given).numpy()
+    except _OF_OTHERS as error:
+        raise program.member.lost(text(error)) from error
 
 
 def _most_steps(on_disk: Images | None, batch_size: int) -> int:

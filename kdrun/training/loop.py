@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdrun.data.datasets import Dataset
-from kdrun.errors import Diverged, Killed, Stopped
+from kdrun.errors import Diverged, Lost, Stopped
 from kdrun.evaluation import by_class, metrics
 from kdrun.evaluation.inference import logits
 from kdrun.models.weights import load_weights, save_weights
@@ -144,7 +144,7 @@ def train(
     except Stopped:
         save()
         raise
-    except Killed:  # another machine of a cluster is gone, in the middle of a step
+    except Lost:  # another machine of a cluster is gone, in the middle of a step
         if kept:
             save(kept)
         raise

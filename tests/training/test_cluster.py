@@ -47,15 +47,17 @@ def addresses(count: int) -> list[str]:
 class Tasks:
     """The processes of a cluster's tasks, which have a command in common; `own` are the words of some."""
 
-    def __init__(self, folder: Path, count: int, command: list, own: dict | None = None, absent: int = -1, gpus=()):
+    def __init__(
+        self, folder: Path, count: int, command: list, own: dict | None = None, absent: int = -1, environments=None
+    ):
         self.addresses = addresses(count)
         words = [*map(str, command), f"cluster={','.join(self.addresses)}"]
         own = own or {}
         self.all = {}
         for task in range(count):
             if task != absent:
-                visible = {"CUDA_VISIBLE_DEVICES": gpus[task]} if gpus else {}
-                self.all[task] = Kdrun([*words, f"task={task}", *own.get(task, [])], folder, environment=visible)
+                environment = (environments or {}).get(task)
+                self.all[task] = Kdrun([*words, f"task={task}", *own.get(task, [])], folder, environment=environment)
 
     def end(self, seconds: float = 240) -> dict[int, int]:
         """Their exit codes."""
@@ -169,6 +171,26 @@ def test_one_that_is_gone_ends_all_and_the_same_command_goes_on_with_the_same_bi
     assert bits(run) == bits(undisturbed)
 
 
+@pytest.mark.slow
+def test_in_a_long_epoch_what_was_ten_seconds_ago_is_kept(tmp_path):
+    """Nothing is saved in an epoch's first minutes; when another task dies, the chief saves what it had in memory."""
+    slow = ["stage=student", "model@student.model=resnet", "student.model.depth=14", "data.train_size=50000"]
+    command = [*SMALL, *slow, "student.epochs=1", f"outputs={tmp_path}"]
+    tasks = Tasks(tmp_path, 2, command)
+    assert tasks.all[0].wait_until(lambda: list(tmp_path.glob("student/*/checkpoints"))), tasks.said()
+    time.sleep(25)  # of which the first step takes some
+    tasks.all[1].signal(signal.SIGKILL)
+    assert tasks.end(60)[0] == 1, tasks.said()
+    (state,) = tmp_path.glob("student/*/checkpoints/state-*")
+    step = int(state.name.partition("-")[2])
+    assert 0 < step < 50000 // 96
+    again = Tasks(tmp_path, 2, [*command, "resume=auto"])
+    assert again.all[0].wait_until(lambda: f"going on after step {step}," in again.said()), again.said()
+    for process in again.all.values():
+        process.signal(signal.SIGTERM)
+    again.end(60)
+
+
 @contextmanager
 def small_disk(place: Path, size: str):
     place.mkdir()
@@ -189,6 +211,46 @@ def test_a_full_disk_on_the_chief_ends_all(tmp_path):
         assert "are needed" in tasks.all[0].said().splitlines()[-1]
         assert "the chief has ended." in tasks.all[1].said() and "are needed" in tasks.all[1].said().splitlines()[-1]
         assert "Traceback" not in tasks.said()
+
+
+@pytest.mark.slow
+def test_a_chief_that_fails_before_tensorflow_is_there_ends_all(tmp_path):
+    """The other task then waits for it before it joins TensorFlow's cluster, in which nothing could end it."""
+    with small_disk(tmp_path / "disk", "8k") as disk:
+        own = {0: [f"outputs={disk}", f"cache_dir={tmp_path}"], 1: [f"outputs={tmp_path / 'other'}"]}
+        tasks = Tasks(tmp_path, 2, [*SMALL, *PLAIN], own)
+        began = time.monotonic()
+        assert tasks.end(90) == {0: 1, 1: 1}, tasks.said()
+        assert time.monotonic() - began < IN_TIME
+        assert "the chief has ended." in tasks.all[1].said().splitlines()[-1], tasks.said()
+        assert "Traceback" not in tasks.said()
+
+
+FAILS = """
+import os
+from kdrun.registry import register
+
+
+@register("model", "fails")
+def fails(inputs, num_classes):
+    import tf_keras
+
+    if "KDRUN_TEST_FAILS" in os.environ:
+        raise RuntimeError("there is no such thing")
+    return tf_keras.layers.Dense(num_classes)(tf_keras.layers.Flatten()(inputs))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_that_fails_ends_all_and_says_why(tmp_path, which):
+    (tmp_path / "fails.py").write_text(FAILS)
+    command = [*SMALL, "stage=student", f"plugins=[{tmp_path / 'fails.py'}]", "model@student.model=fails"]
+    tasks = Tasks(tmp_path, 2, [*command, f"outputs={tmp_path}"], environments={which: {"KDRUN_TEST_FAILS": "1"}})
+    codes = tasks.end(60)
+    assert 0 not in codes.values(), tasks.said()
+    other = tasks.all[1 - which].said().splitlines()[-1]
+    assert "there is no such thing" in other and "ended" in other, tasks.said()
 
 
 def refused(tasks: Tasks, *says: str) -> None:

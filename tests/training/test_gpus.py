@@ -44,8 +44,8 @@ def test_tasks_with_a_gpu_each_train_as_one_does(tmp_path, count, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices.visible()[0])
     in_one_process([[*command, f"outputs={tmp_path / 'alone'}"]], 1)
     monkeypatch.undo()
-    gpus = devices.visible()[:count]
-    tasks = Tasks(tmp_path, count, [*command, f"outputs={tmp_path / 'tasks'}"], gpus=gpus)
+    environments = {task: {"CUDA_VISIBLE_DEVICES": gpu} for task, gpu in enumerate(devices.visible()[:count])}
+    tasks = Tasks(tmp_path, count, [*command, f"outputs={tmp_path / 'tasks'}"], environments=environments)
     assert set(tasks.end().values()) == {0}, tasks.said()
     assert_alike(weights(only(tmp_path / "tasks")), weights(only(tmp_path / "alone")))
 

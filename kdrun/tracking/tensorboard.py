@@ -51,7 +51,7 @@ class TensorBoard(Tracker):
         """Show the epoch's numbers, and the weights as histograms."""
         from kdrun.tracking import events, summaries
 
-        speed = {"all devices": epoch.images_per_second, "each device": epoch.images_per_second / self._devices}
+        speed = {"of_all": epoch.images_per_second, "of_each": epoch.images_per_second / self._devices}
         if self._devices > 1:
             of_each = {f"images_per_second/{of}": value for of, value in speed.items()}
             self._writers["train"].add(epoch.step, events.scalars(of_each))

@@ -13,6 +13,7 @@ import pytest
 import reference
 from held import bits
 from processes import Kdrun
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_devices import CASES, CONVNET, LOOSER, SMALL, TEACHER, only, weights
 
 from kdrun.cli.main import main
@@ -88,7 +89,8 @@ def teacher(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     """A run of two tasks that goes on for some seconds."""
-    return done(tmp_path_factory.mktemp("undisturbed"), 2, [*SMALL, *PLAIN, *LONG])
+    shown = ["tracker=[jsonl,tensorboard,terminal]"]
+    return done(tmp_path_factory.mktemp("undisturbed"), 2, [*SMALL, *PLAIN, *LONG, *shown])
 
 
 @pytest.mark.slow
@@ -139,6 +141,20 @@ def test_only_the_chief_writes_but_for_logs(undisturbed):
     (log,) = outputs.glob("workers/*/*")
     assert log.name == "kdrun.log" and log.parent.name == f"student_{undisturbed.name}_task1"
     assert "as task 1 (127.0.0.1:" in log.read_text()
+
+
+@pytest.mark.slow
+def test_speed_is_said_of_all_devices_and_of_each(undisturbed):
+    results = reference.record(undisturbed)["results"]
+    each = results["images_per_second_of_each_device"]
+    assert each == pytest.approx(results["images_per_second"] / 2, rel=0.01)
+    log = (undisturbed / "kdrun.log").read_text()
+    assert " on 2 machines -> " in log and f" images/s ({each:,.0f} on each of 2 devices); test accuracy" in log
+    events = EventAccumulator(str(undisturbed / "tensorboard/train")).Reload()
+    both = [events.Tensors(f"images_per_second/{of}") for of in ("of_all", "of_each")]
+    of_all, of_each = ([one.tensor_proto.float_val[0] for one in curve] for curve in both)
+    assert len(of_all) == len(of_each) > 5
+    assert of_each == pytest.approx([value / 2 for value in of_all])
 
 
 @pytest.mark.slow

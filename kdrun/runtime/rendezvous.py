@@ -26,7 +26,7 @@ from kdrun.runtime.cluster import Cluster
 _LONGEST = 1 << 22  # bytes of a line
 _PATIENCE = 25.0  # seconds that TensorFlow has to notice by itself that a task is gone
 _TRY_AGAIN = 0.1  # seconds
-_KINDS = {np.dtype(kind).str for kind in ("bool", "u1", "i1", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "V2")}
+_KINDS = {np.dtype(kind).str for kind in ("bool", "u1", "i1", "i4", "u4", "i8", "u8", "f2", "f4", "f8")}
 # a machine that is switched off says nothing: after 20 seconds it is gone
 _ALIVE = {
     socket.TCP_NODELAY: 1,
@@ -50,15 +50,12 @@ def follower() -> "Follower | None":
 
 
 @contextmanager
-def joined(cluster: Cluster | None, facts: Mapping[str, Any], timeout: float) -> Iterator["Chief | Follower | None"]:
+def joined(cluster: Cluster, facts: Mapping[str, Any], timeout: float) -> Iterator["Chief | Follower"]:
     """While inside, this process is one of a cluster, all of whose tasks are there and have equal `facts`; the chief
-    tells the others how it ended. None outside of a cluster.
+    tells the others how it ended.
 
     Raises InputError for facts that differ, and for tasks that do not come in `timeout` seconds.
     """
-    if cluster is None:
-        yield None
-        return
     with ExitStack() as closing:
         meet = _as_chief if cluster.task == 0 else _as_follower
         member = meet(cluster, time.monotonic() + timeout, closing)
@@ -100,21 +97,18 @@ class Chief:
 
     def tell(self, payload: Sequence[np.ndarray] = (), **message: Any) -> None:
         """Send all others a message, with arrays behind it. Raises Lost where one is gone."""
-        for task, connection in self._connections.items():
-            try:
-                connection.say(message, payload)
-            except OSError as error:
-                raise self._watch.error(task) from error
+        for task in self._connections:
+            self.say(task, payload, **message)
 
     @property
     def others(self) -> list[int]:
         """The other tasks."""
         return list(self._connections)
 
-    def say(self, task: int, payload: Sequence[np.ndarray] = ()) -> None:
-        """Send arrays to one of them. Raises Lost where it is gone."""
+    def say(self, task: int, payload: Sequence[np.ndarray] = (), **message: Any) -> None:
+        """Send one of them a message, with arrays behind it. Raises Lost where it is gone."""
         try:
-            self._connections[task].say({}, payload)
+            self._connections[task].say(message, payload)
         except OSError as error:
             raise self._watch.error(task) from error
 
@@ -263,7 +257,9 @@ class _Connection:
         try:
             message = dict(json.loads(self._taken(end + 1)))
             kinds = message["arrays"] if with_arrays else ()
-            arrays = [np.empty(shape, np.dtype(kind)) for kind, shape in kinds if kind in _KINDS]
+            if unknown := [kind for kind, _ in kinds if kind not in _KINDS]:
+                raise ValueError(unknown[0])
+            arrays = [np.empty(shape, np.dtype(kind)) for kind, shape in kinds]
         except (ValueError, TypeError, LookupError, RecursionError, MemoryError) as error:
             raise EOFError("no message") from error
         for array in arrays:

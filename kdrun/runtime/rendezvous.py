@@ -1,9 +1,8 @@
 """The tasks of a cluster meet, and stay in touch beside tf.distribute: the chief says what is done, and who is gone is
 known at once.
 
-The chief, task 0, listens at its own address until all others have come, and then leaves the port to TensorFlow. What
-goes over a connection are lines of JSON, each perhaps with arrays behind it; none of it is ever code. No TensorFlow in
-here.
+The chief, task 0, listens at its own address until all others have come, and then leaves the port to TensorFlow. No
+TensorFlow in here.
 """
 
 import json
@@ -22,19 +21,10 @@ import numpy as np
 from kdrun.errors import InputError, KdrunError, Lost
 from kdrun.runtime import signals
 from kdrun.runtime.cluster import Cluster
+from kdrun.runtime.connection import Connection
 
-_LONGEST = 1 << 22  # bytes of a line
 _PATIENCE = 25.0  # seconds that TensorFlow has to notice by itself that a task is gone
 _TRY_AGAIN = 0.1  # seconds
-_KINDS = {np.dtype(kind).str for kind in ("bool", "u1", "i1", "i4", "u4", "i8", "u8", "f2", "f4", "f8")}
-# a machine that is switched off says nothing: after 20 seconds it is gone
-_ALIVE = {
-    socket.TCP_NODELAY: 1,
-    socket.TCP_KEEPIDLE: 5,
-    socket.TCP_KEEPINTVL: 5,
-    socket.TCP_KEEPCNT: 3,
-    socket.TCP_USER_TIMEOUT: 20_000,
-}
 _joined: list["Chief | Follower"] = []
 
 
@@ -74,7 +64,7 @@ def joined(cluster: Cluster, facts: Mapping[str, Any], timeout: float) -> Iterat
 class Chief:
     """Task 0, in touch with all others."""
 
-    def __init__(self, cluster: Cluster, connections: Mapping[int, "_Connection"]):
+    def __init__(self, cluster: Cluster, connections: Mapping[int, Connection]):
         self.cluster = cluster
         self._connections = connections
         self._watch = _Watch(cluster, connections)
@@ -161,7 +151,7 @@ class Chief:
 class Follower:
     """A task other than 0, which does what the chief says."""
 
-    def __init__(self, cluster: Cluster, connection: "_Connection"):
+    def __init__(self, cluster: Cluster, connection: Connection):
         self.cluster, self.name = cluster, cluster.name(cluster.task)
         self._chief = connection
         self._watch = _Watch(cluster, {0: connection})
@@ -226,82 +216,11 @@ class Ended(KdrunError):
     """The chief of a cluster has ended before all was done."""
 
 
-class _Connection:
-    """Lines of JSON over a socket, each perhaps with arrays behind it."""
-
-    def __init__(self, connected: socket.socket):
-        self._socket = connected
-        self._read = bytearray()  # and not yet asked for
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _ALIVE.items():
-            connected.setsockopt(socket.IPPROTO_TCP, option, value)
-
-    def say(self, message: Mapping, payload: Sequence[np.ndarray] = ()) -> None:
-        """Send a message."""
-        kinds = [[array.dtype.str, list(array.shape)] for array in payload]
-        self._socket.sendall(json.dumps({**message, "arrays": kinds}).encode() + b"\n")
-        for array in payload:
-            self._socket.sendall(array.tobytes())
-
-    def heard(self, with_arrays: bool = False, seconds: float | None = None) -> dict:
-        """The next message, waited for, perhaps only so long; with arrays of one that is known. Raises EOFError where
-        none comes any more, or what comes is none."""
-        until = None if seconds is None else time.monotonic() + seconds
-        while (end := self._read.find(b"\n")) < 0:
-            if len(self._read) > _LONGEST:
-                raise EOFError("a line without an end")
-            left = None if until is None else max(0.0, until - time.monotonic())
-            if not select.select([self._socket], [], [], left)[0]:
-                raise EOFError("nothing is said")
-            self._receive(1 << 16)
-        try:
-            message = dict(json.loads(self._taken(end + 1)))
-            kinds = message["arrays"] if with_arrays else ()
-            if unknown := [kind for kind, _ in kinds if kind not in _KINDS]:
-                raise ValueError(unknown[0])
-            arrays = [np.empty(shape, np.dtype(kind)) for kind, shape in kinds]
-        except (ValueError, TypeError, LookupError, RecursionError, MemoryError) as error:
-            raise EOFError("no message") from error
-        for array in arrays:
-            while len(self._read) < array.nbytes:
-                self._receive(array.nbytes - len(self._read))
-            array[...] = np.frombuffer(self._taken(array.nbytes), array.dtype).reshape(array.shape)
-        return message | {"arrays": arrays}
-
-    def has_more(self, wait: float = 0.0) -> bool:
-        """Whether `heard` has something to say, if only that the other end is gone; waits for it so many seconds."""
-        return bool(self._read) or bool(select.select([self._socket], [], [], wait)[0])
-
-    def is_gone(self) -> bool:
-        """Whether the other end is; what it has said before may still be there."""
-        hung_up = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
-        asked = select.poll()
-        try:
-            asked.register(self._socket, select.POLLRDHUP)
-        except ValueError:  # closed here
-            return True
-        return any(found & hung_up for _, found in asked.poll(0))
-
-    def _receive(self, most: int) -> None:
-        try:
-            found = self._socket.recv(min(most, 1 << 20))
-        except OSError as error:
-            raise EOFError(str(error)) from error
-        if not found:
-            raise EOFError("it is closed")
-        self._read += found
-
-    def _taken(self, count: int) -> bytes:
-        found = bytes(self._read[:count])
-        del self._read[:count]
-        return found
-
-
 class _Watch:
     """Looks in the background whether other tasks are gone. Where TensorFlow waits for them and does not notice, it
     ends the process: states are on the disk."""
 
-    def __init__(self, cluster: Cluster, connections: Mapping[int, _Connection]):
+    def __init__(self, cluster: Cluster, connections: Mapping[int, Connection]):
         self._cluster, self._connections = cluster, connections
         self._gone: dict[int, float] = {}  # since when
         self._waiting: float | None = None  # since when TensorFlow does
@@ -349,7 +268,7 @@ class _Watch:
 def _as_chief(cluster: Cluster, until: float, closing: ExitStack) -> Chief:
     """Listen until all other tasks have come."""
     port = cluster.addresses[0].rpartition(":")[2]
-    connections: dict[int, _Connection] = {}
+    connections: dict[int, Connection] = {}
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -374,7 +293,7 @@ def _as_chief(cluster: Cluster, until: float, closing: ExitStack) -> Chief:
             if not select.select([listening], [], [], _TRY_AGAIN)[0]:
                 continue
             accepted, _ = listening.accept()
-            connection = _Connection(accepted)
+            connection = Connection(accepted)
             with suppress(EOFError, OSError):
                 task = connection.heard(seconds=2.0).get("task")
                 if isinstance(task, int) and 0 < task < cluster.size and task not in connections:
@@ -405,7 +324,7 @@ def _as_follower(cluster: Cluster, until: float, closing: ExitStack) -> Follower
         time.sleep(_TRY_AGAIN)
     closing.callback(connected.close)
     connected.settimeout(None)
-    connection = _Connection(connected)
+    connection = Connection(connected)
     connection.say({"task": cluster.task})
     return Follower(cluster, connection)
 

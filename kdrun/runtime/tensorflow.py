@@ -56,10 +56,6 @@ def load_tensorflow(
                 f"{loaded.devices} in this process already. Run it in a process of its own."
             )
         return
-    if cluster:
-        # oneDNN cuts an operation by what the thread that is first at it knows, and a cluster's process has several:
-        # bits would differ from run to run. It is for CPUs alone
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     gc.disable()  # TensorFlow's million objects stay: looking through them again and again costs a second
     try:
         with terminal.doing("loading TensorFlow"), quiet():

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -110,6 +111,12 @@ def compiled_steps(
 
     images = () if on_device else tf.TensorSpec([None, settings.batch_size, *split.images.shape[1:]], tf.uint8)
 
+    take = partial(training_step, networks, training_sets, settings, replicas=replicas)
+    if replicas.count > 1:
+        # Not a part of the loop's graph, which has a cycle: there TensorFlow's pass for oneDNN comes to a max-pooling
+        # before its gradient in one process and after it in the next, and takes another kernel for that gradient
+        take = tf.function(take, experimental_attributes={"_noinline": True})
+
     @tf.function(input_signature=[batch, batch, values, mix, draw, cached, images])
     def run_steps(indices, views, values, mixes, draws, cached, images):
         rows = tf.TensorArray(tf.float32, tf.shape(indices)[0], element_shape=[metrics])
@@ -117,7 +124,7 @@ def compiled_steps(
             of_step = {name: array[k] for name, array in cached.items()}
             of_images = None if on_device else images[k]
             inputs = Inputs(indices[k], views[k], values[k], mixes[k], draws[k], of_step, of_images)
-            rows = rows.write(k, training_step(networks, training_sets, settings, inputs, replicas))
+            rows = rows.write(k, take(inputs))
         return rows.stack()
 
     return run_steps

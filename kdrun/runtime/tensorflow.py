@@ -18,8 +18,6 @@ from kdrun.runtime.cluster import Cluster
 _NOISE = re.compile(
     r"^I\d{4} |^WARNING: All log messages before absl|rebuild TensorFlow with|failed call to cuInit|^/job:\w+/|^\s*$"
 )
-
-
 _JOINING = 60.0  # seconds that TensorFlow has to join a cluster whose tasks are all there
 
 

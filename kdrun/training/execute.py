@@ -114,7 +114,8 @@ def compiled_steps(
     take = partial(training_step, networks, training_sets, settings, replicas=replicas)
     if replicas.count > 1:
         # Not a part of the loop's graph, which has a cycle: there TensorFlow's pass for oneDNN comes to a max-pooling
-        # before its gradient in one process and after it in the next, and takes another kernel for that gradient
+        # before its gradient in one process and after it in the next, and takes another kernel for that gradient.
+        # One device's graph was not seen to differ (159 runs); its steps keep the bits that they had
         take = tf.function(take, experimental_attributes={"_noinline": True})
 
     @tf.function(input_signature=[batch, batch, values, mix, draw, cached, images])
